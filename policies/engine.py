@@ -103,7 +103,7 @@ class Decision(Agreed):
             raise PolicyDenied(f"policy: the decision of {self.time.isoformat()} is no longer valid; decide again")
 
 
-def _without_words(decision: Decision) -> Decision:
+def _without_explanations(decision: Decision) -> Decision:
     # Nor the digest of its facts: that of an older version's is over fewer of them (`read_decision` has compared it).
     denials = tuple(denial.model_copy(update={"reason": "", "remedy": ""}) for denial in decision.denied_by)
     return decision.model_copy(update={"denied_by": denials, "facts_digest": ""})
@@ -141,7 +141,7 @@ class Engine:
         try:
             known = facts if isinstance(facts, Facts) else Facts.model_validate(dict(facts))
         except (ValidationError, TypeError, ValueError) as error:
-            return self._refused(facts, _facts_words(error), now)
+            return self._refused(facts, _facts_explanation(error), now)
         return self._decide(known, now)
 
     def reproduces(self, decision: Decision) -> bool:
@@ -153,7 +153,7 @@ class Engine:
         if decision.facts is None:
             return not decision.allowed
         again = self._decide(decision.facts, decision.time)
-        return _without_words(again) == _without_words(decision)
+        return _without_explanations(again) == _without_explanations(decision)
 
     def _decide(self, facts: Facts, now: datetime.datetime) -> Decision:
         if abs((now.date() - facts.today).days) > 1:
@@ -302,7 +302,7 @@ def read_decision(data: bytes) -> Decision:
     return decision
 
 
-def _facts_words(error: Exception) -> explain.Explanation:
+def _facts_explanation(error: Exception) -> explain.Explanation:
     if isinstance(error, ValidationError):
         details = []
         for item in error.errors():

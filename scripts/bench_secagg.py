@@ -87,7 +87,7 @@ class Cohort:
         )
         self.context = EpochTerms.from_roster(
             roster,
-            study="0" * 64,
+            study_hash="0" * 64,
             epoch=0,
             aggregator=AGGREGATOR,
             hospitals=[one.email for one in identities],

@@ -51,7 +51,7 @@ def mailroom(email: str, home: Path, url: str, roster: Roster) -> Mailroom:
     return Mailroom(email, store, SyftSealer(keys, roster, connection.stored_bundle), home / email / "mail")
 
 
-def hospital(email: str, home: Path, url: str, roster: Roster, study: str, rounds: int, pipe: Connection) -> None:
+def hospital(email: str, home: Path, url: str, roster: Roster, study_hash: str, rounds: int, pipe: Connection) -> None:
     """Answer `rounds` rounds, then report (base RSS, peak RSS) in bytes and CPU seconds."""
     room = mailroom(email, home, url, roster)
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -59,20 +59,20 @@ def hospital(email: str, home: Path, url: str, roster: Roster, study: str, round
     pipe.recv()
     cpu = time.process_time()
     for number in range(1, rounds + 1):
-        manifest = (RESEARCHER, study, number, "manifest")
+        manifest = (RESEARCHER, study_hash, number, "manifest")
         room.wait([manifest], PATIENCE)
         letter = room.receive(*manifest)
         assert letter is not None
         assert letter.blob is not None
         vector = bytearray(letter.blob)
         vector[:16] = secrets.token_bytes(16)  # a masked update differs from the model and from all others
-        room.send(RESEARCHER, study, number, "vector", {"round": number}, vector)
-        survivors = (RESEARCHER, study, number, "survivors")
+        room.send(RESEARCHER, study_hash, number, "vector", {"round": number}, vector)
+        survivors = (RESEARCHER, study_hash, number, "survivors")
         room.wait([survivors], PATIENCE)
         assert room.receive(*survivors) is not None
-        room.send(RESEARCHER, study, number, "shares", {"shares": ["00" * 64] * 4})
+        room.send(RESEARCHER, study_hash, number, "shares", {"shares": ["00" * 64] * 4})
         if number > 1:
-            room.collect(study, before=number)
+            room.collect(study_hash, before=number)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     pipe.send((base, peak, time.process_time() - cpu))
 

@@ -419,7 +419,7 @@ MUTATIONS = (
     Mutation(
         "restore: anchors are believed against a head that others hold",
         "datasites/hospital/proposals/restored.py",
-        "    anchors_tell = not _foreign_heads(home)\n",
+        "    anchors_tell = not _unknown_heads(home)\n",
         "    anchors_tell = True\n",
         (f"{_RESTORED}::test_anchors_that_came_back_with_the_home_tell_nothing_where_others_hold_a_head",),
     ),
@@ -511,7 +511,7 @@ MUTATIONS = (
         "restore: a release from before it is sent again with other words",
         "datasites/hospital/rounds/release.py",
         'row.release.get("fork")',
-        "told_fork(self._site.home)",
+        "reported_fork(self._site.home)",
         (f"{_RELEASE}::test_a_release_from_before_a_restore_is_sent_again_as_it_was",),
     ),
     Mutation(
@@ -1137,7 +1137,7 @@ MUTATIONS = (
     Mutation(
         "kill: what was taken and not yet removed is an alarm",
         "datasites/control/guards.py",
-        "            if not log.is_leaving(channel, name):\n",
+        "            if not log.is_being_removed(channel, name):\n",
         "            if True:\n",
         ("tests/transport/test_hostile_folder.py::test_a_hospital_killed_at_any_point_raises_no_alarm",),
     ),
@@ -1873,7 +1873,7 @@ MUTATIONS = (
     Mutation(
         "worker: what was sent by a datasite that has ended is begun",
         "datasites/enclave/worker_process.py",
-        "    if _left_alone(requests):\n",
+        "    if _is_orphan(requests):\n",
         "    if False:\n",
         (f"{_ENDING}::test_what_a_datasite_sent_that_has_ended_is_not_begun",),
     ),

@@ -405,6 +405,9 @@ PRIVATE_WORDS = {"made", "told", "gave", "said", "words", "alone", "leaving", "f
 #: Fields that are stored by such a name: in the state of a setup, and as a column of the journal of letters.
 STORED_FIELDS = {"Reports.said", "SentMessage.said"}
 
+#: Compounds that are plain English.
+ORDINARY = re.compile(r"in_words|made_(up|by|of)")
+
 
 def identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Line and name of all classes, functions, arguments, variables and imports; a field with its class before it."""
@@ -430,7 +433,10 @@ def identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def is_private(name: str) -> bool:
-    return name not in STORED_FIELDS and name.split(".")[-1].strip("_").lower() in PRIVATE_WORDS
+    """Whether this is one of the private words or a compound of one that isn't `ORDINARY`."""
+    last = name.split(".")[-1]
+    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", last).lower()
+    return name not in STORED_FIELDS and bool(PRIVATE_WORDS & set(ORDINARY.sub("", split).split("_")))
 
 
 def test_no_identifier_is_a_private_word() -> None:
@@ -456,6 +462,8 @@ def test_no_identifier_is_a_private_word() -> None:
         "class Words: ...",
         "import a.b as inside",
         "class Sent:\n    said: str",
+        "class AlreadySaid: ...",
+        "_foreign_heads = 1",
     ],
 )
 def test_a_private_word_is_found(code: str) -> None:

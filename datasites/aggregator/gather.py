@@ -54,7 +54,7 @@ class Question:
 
 def gather(
     mailroom: Mailroom,
-    study: str,
+    study_hash: str,
     round: int,
     kinds: Mapping[str, Callable[[Letter], None]],
     *,
@@ -87,16 +87,16 @@ def gather(
         due = [(to, kind) for to, _, kind in repeats.due() if to in pending]
         if question is not None and due:
             question.publish()
-        asked = [to for to, kind in due if not mailroom.lies(to, study, round, kind)]
+        asked = [to for to, kind in due if not mailroom.lies(to, study_hash, round, kind)]
         if question is not None and asked:
             log.info("%s of round %d is put again for %s", question.kind, round, ", ".join(asked))
             question.send(asked)
-        expected = [(email, study, round, kind) for email in sorted(pending) for kind in kinds]
+        expected = [(email, study_hash, round, kind) for email in sorted(pending) for kind in kinds]
         for sender, _, _, kind in mailroom.wait(expected, 0.5):
             if sender not in pending:
                 continue  # its letter of another kind has just been taken
             try:
-                letter = mailroom.receive(sender, study, round, kind, max_blob=max_blob.get(kind, 0))
+                letter = mailroom.receive(sender, study_hash, round, kind, max_blob=max_blob.get(kind, 0))
                 if letter is None:
                     continue
                 kinds[kind](letter)

@@ -23,7 +23,7 @@ from datasites.secagg import ring
 from datasites.secagg.aggregator import Aggregator
 from datasites.secagg.aggregator_state import AggregatorState, OpenedSum
 from datasites.secagg.epoch_terms import EPOCH_DAYS, EpochTerms, epoch_rounds
-from datasites.secagg.errors import CommitmentsGone, OutOfOrder, SecaggError, TooFew, WrongShare
+from datasites.secagg.errors import CommitmentsLost, OutOfOrder, SecaggError, TooFew, WrongShare
 from datasites.secagg.messages import Certificate, MaskedVector, Message, Ready, SurvivorAck, UnmaskShares
 from datasites.study import letters
 from datasites.study.dates import today
@@ -67,18 +67,18 @@ class SecureSum:
         roster: Roster,
         mailroom: Mailroom,
         files: RunFolder,
-        study: str,
+        study_hash: str,
         epoch: int,
         publish: Callable[[], None] = lambda: None,
     ) -> None:
         """Go on in `epoch`; -1 when none was set up yet. publish: puts our keys where the store has lost them."""
         self._publish = publish
-        self._identity, self._roster, self._mailroom, self._files, self._study = (
+        self._identity, self._roster, self._mailroom, self._files, self._study_hash = (
             identity,
             roster,
             mailroom,
             files,
-            study,
+            study_hash,
         )
         self.epoch = epoch
         self._question: Question | None = None
@@ -122,7 +122,7 @@ class SecureSum:
         assert state.enrolment is not None
         enrolled = {certificate.sender for certificate in state.enrolment.certificates}
         awaited = [
-            (email, self._study, letters.SETUP_ROUND, kind(self.context.epoch))
+            (email, self._study_hash, letters.SETUP_ROUND, kind(self.context.epoch))
             for email in set(self.hospitals) - set(self.available())
             for kind in [letters.ready_kind if email in enrolled else letters.certificate_kind]
         ]
@@ -168,7 +168,7 @@ class SecureSum:
             setup = letters.setup_epoch(kind)
             return setup is not None and setup[1] < before
 
-        self._mailroom.collect_kinds(self._study, letters.SETUP_ROUND, is_over, blobs_too=True)
+        self._mailroom.collect_kinds(self._study_hash, letters.SETUP_ROUND, is_over, blobs_too=True)
 
     # -- setup -----------------------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class SecureSum:
         emails, epoch = tuple(sorted(hospitals)), self.epoch + 1
         context = EpochTerms.from_roster(
             self._roster,
-            study=self._study,
+            study_hash=self._study_hash,
             epoch=epoch,
             aggregator=self._identity.email,
             hospitals=emails,
@@ -278,7 +278,7 @@ class SecureSum:
 
         gather(
             self._mailroom,
-            self._study,
+            self._study_hash,
             letters.SETUP_ROUND,
             {kind: taken},
             max_blob={kind: LARGEST_SETUP_LETTER},
@@ -343,7 +343,7 @@ class SecureSum:
         threshold = aggregator.context.threshold
         refused = gather(
             self._mailroom,
-            self._study,
+            self._study_hash,
             round,
             {letters.MASKED: take, **{kind: partial(declines, taken) for kind, taken in other.items()}},
             max_blob={letters.MASKED: 4 * ring.dimension(state.record.round.signed.manifest.vectors)},
@@ -376,7 +376,7 @@ class SecureSum:
 
         refused = gather(
             self._mailroom,
-            self._study,
+            self._study_hash,
             round,
             {letters.ACKNOWLEDGE: take},
             max_blob={letters.ACKNOWLEDGE: LARGEST_ANSWER},
@@ -414,7 +414,7 @@ class SecureSum:
                 except WrongShare as error:
                     log.warning("%s", error)
                     wrong.append(error)
-                except CommitmentsGone as error:
+                except CommitmentsLost as error:
                     log.warning("%s", error)
                     shut.append(str(error))
                 except (TooFew, OutOfOrder) as error:
@@ -422,7 +422,7 @@ class SecureSum:
 
         refused = gather(
             self._mailroom,
-            self._study,
+            self._study_hash,
             round,
             {letters.UNMASK: answered},
             max_blob={letters.UNMASK: LARGEST_ANSWER},
@@ -453,7 +453,7 @@ class SecureSum:
         kind = letters.ready_kind(self.context.epoch)
         try:
             letter = self._mailroom.receive(
-                owner, self._study, letters.SETUP_ROUND, kind, max_blob=LARGEST_SETUP_LETTER
+                owner, self._study_hash, letters.SETUP_ROUND, kind, max_blob=LARGEST_SETUP_LETTER
             )
             return None if letter is None else Ready.from_bytes(read_blob(letter))
         except WHOLE_STORE:
@@ -495,7 +495,7 @@ class SecureSum:
 
         def send(emails: Collection[str]) -> None:
             try:
-                self._mailroom.send_all(list(emails), self._study, round, kind, body, payload)
+                self._mailroom.send_all(list(emails), self._study_hash, round, kind, body, payload)
             except Undelivered as error:
                 log.warning("%s %d: %s", kind, round, error)
 

@@ -130,7 +130,7 @@ def _take_each(
         sealed = b""
         try:
             try:
-                if not log.is_leaving(channel, name):
+                if not log.is_being_removed(channel, name):
                     found = connection.store.get(key, limit=MAX_MESSAGE_BYTES)
                     if found is None:
                         continue  # gone since it was listed

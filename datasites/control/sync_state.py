@@ -73,7 +73,7 @@ class SyncLog:
         """Return whether the message `name` of `channel` was handled before."""
         return bool(self._run("SELECT 1 FROM handled WHERE channel = ? AND name = ?", channel, name))
 
-    def is_leaving(self, channel: str, name: str) -> bool:
+    def is_being_removed(self, channel: str, name: str) -> bool:
         """Return whether a message that was handled has perhaps not left the store yet; any other one is a replay."""
         return bool(self._run("SELECT 1 FROM leaving WHERE channel = ? AND name = ?", channel, name))
 

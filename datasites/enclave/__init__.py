@@ -18,7 +18,7 @@ processes   a worker's process as the datasite controls it: started, paused, end
 template    the datasite's end of the one process from which its workers are forked
 forking     the sandbox's end of that: forks, and keeps forks apart
 worker_process  the sandbox's end of the pipe, with `loader` (from text to a model) and `shapes` (a probe);
-            `opacus_alone` keeps out what it doesn't use
+            `opacus_parts` keeps out what it doesn't use
 
     >>> from datasites.enclave.verifier import check_source
     >>> print(check_source("import os\\ndef build_model(n_features): return os.fork()")[0])

@@ -497,7 +497,7 @@ def _run_one(name: str, attempt: Callable[[Targets], str | None], targets: Targe
     say(json.dumps(asdict(result)) + "\n")
 
 
-def _said_over(descriptor: int) -> Say:
+def _sends_over(descriptor: int) -> Say:
     return lambda line: os.write(descriptor, line.encode())
 
 
@@ -510,7 +510,7 @@ def bait(requests: int, replies: int, _: int) -> None:
             with contextlib.suppress(OSError):
                 if meet(True) != -1:
                     laid.append(what)
-        _said_over(replies)(json.dumps(laid) + "\n")
+        _sends_over(replies)(json.dumps(laid) + "\n")
         pipe.read()
 
 
@@ -521,7 +521,7 @@ def attempt_apart(limits: WorkerLimits, requests: int, replies: int, size: int) 
     while not line.endswith(b"\n"):
         line += os.read(requests, 1 << 16) or b"\n"
     targets = {**json.loads(line), "pipe": [requests, replies]}
-    say = _said_over(replies)
+    say = _sends_over(replies)
     for name, attempt in (BEFORE | BESIDE).items():
         if name != OF_A_FOLDER:
             _run_one(name, attempt, targets, say)
@@ -534,7 +534,7 @@ def main() -> None:
     """Inside a sandbox: try everything, one JSON line for each attempt."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits, targets = WorkerLimits.model_validate_json(sys.argv[1]), json.loads(sys.argv[2])
-    say = _said_over(1)
+    say = _sends_over(1)
     for name, attempt in BEFORE.items():
         _run_one(name, attempt, targets, say)
     confine(limits)

@@ -39,7 +39,7 @@ class Expressions(Calls):
                 self.say(node, "batch-size", "the number of rows is used as a number: a loss that uses it depends on "
                          "the other rows",
                          "use x.shape[0] only as the first size in view, reshape, expand or zeros")  # fmt: skip
-            self._inside_shape(node)
+            self._within_shape(node)
             return
         handler = getattr(self, f"_see_{type(node).__name__}", None)
         if handler is None:
@@ -58,10 +58,10 @@ class Expressions(Calls):
         else:
             handler(node)
 
-    def _inside_shape(self, node: ast.expr) -> None:
+    def _within_shape(self, node: ast.expr) -> None:
         """Check what a shape or size is taken of."""
         if isinstance(node, ast.Subscript):
-            self._inside_shape(node.value)
+            self._within_shape(node.value)
             self.expression(node.slice)
         elif isinstance(node, ast.Attribute):
             self.expression(node.value)
@@ -192,7 +192,7 @@ class Expressions(Calls):
 
     def _see_Subscript(self, node: ast.Subscript) -> None:
         if self.flow.is_shape(node.value):
-            self._inside_shape(node.value)
+            self._within_shape(node.value)
         else:
             self.expression(node.value)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]

@@ -13,7 +13,7 @@ model as it was built, so nothing that a round leaves on it reaches the next one
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import datasites.enclave.opacus_alone  # noqa: F401  (before anything of opacus)
+    import datasites.enclave.opacus_parts  # noqa: F401  (before anything of opacus)
 
 # isort: split
 import copy
@@ -48,7 +48,7 @@ from datasites.study.tensors import Parameter
 
 _PROBE_ROWS = 16
 #: Said of any error while real rows are at work: its text may hold values of a row.
-_NOT_TOLD = "an error that may hold values of rows; rehearse the model on mock rows to see it"
+_WITHHELD = "an error that may hold values of rows; rehearse the model on mock rows to see it"
 
 Rows = dict[str, np.ndarray]
 
@@ -270,7 +270,7 @@ class Enclave:
 
 def _failed(error: BaseException, *, quoted: bool) -> protocol.Failed:
     """Return what the hospital learns of an error; quoted: with the text of errors that are not our own refusals."""
-    text = "".join(traceback.format_exception(error))[-6000:] if quoted else _NOT_TOLD
+    text = "".join(traceback.format_exception(error))[-6000:] if quoted else _WITHHELD
     message = str(error)[:6000]
     refusals: list[tuple[type[BaseException], str]] = [
         (probe.DependentRows, "dependent-rows"),
@@ -295,7 +295,7 @@ def _failed(error: BaseException, *, quoted: bool) -> protocol.Failed:
         return protocol.Failed(
             failure="out_of_memory",
             rule="memory",
-            reason=f"the memory limit was reached: {message if quoted else _NOT_TOLD}",
+            reason=f"the memory limit was reached: {message if quoted else _WITHHELD}",
         )
     return protocol.Failed(failure="model_error", rule="model-error", reason=text)
 
@@ -330,7 +330,7 @@ def _take_pipe() -> tuple[int, int]:
     return requests, replies
 
 
-def _left_alone(requests: int) -> bool:
+def _is_orphan(requests: int) -> bool:
     """Return whether nobody can write to the pipe any more, whatever it holds still."""
     looked = select.poll()
     looked.register(requests, 0)
@@ -343,7 +343,7 @@ def _out_of_time(_: int, __: object) -> None:
 
 def work(limits: WorkerLimits, requests: int, replies: int, size: int | None = None) -> None:
     """Give up what isn't needed, then serve requests until `close` or the end of the pipe; size as in `confine`."""
-    if _left_alone(requests):
+    if _is_orphan(requests):
         return  # the datasite ended before the kernel would have told; what it had sent is not for anyone
     # The first process of a sandbox gets only signals that it handles; without this the limit would be silent.
     signal.signal(signal.SIGXCPU, _out_of_time)

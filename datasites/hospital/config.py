@@ -333,7 +333,7 @@ class Home:
         return self.anchors / "ledger"
 
     @property
-    def foreign_heads(self) -> Path:
+    def unknown_heads(self) -> Path:
         """Heads that others hold and that this hospital's log lacks, until two people have settled what was lost."""
         return self.root / "heads-not-in-log.json"
 

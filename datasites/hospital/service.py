@@ -42,7 +42,7 @@ from datasites.hospital.budget.population import open_populations
 from datasites.hospital.budget.reconcile import require_one_story
 from datasites.hospital.cases.machine import Machine
 from datasites.hospital.cases.owed import settle, settle_all
-from datasites.hospital.cases.review import MOST_TOLD
+from datasites.hospital.cases.review import LONGEST_MESSAGE
 from datasites.hospital.cases.submissions import Submissions
 from datasites.hospital.cases.whereabouts import open_cases
 from datasites.hospital.data.patients import log_lists
@@ -328,7 +328,9 @@ class Service:
                 if row.state in Case.ACTIVE:
                     self._control.record_approval(row.job_name, f"approved {row.approval_hash}", row.submitted_by)
                 elif row.state in (Case.State.REJECTED, Case.State.REFUSED):
-                    self._control.record_rejection(row.job_name, row.note[:MOST_TOLD] or "rejected", row.submitted_by)
+                    self._control.record_rejection(
+                        row.job_name, row.note[:LONGEST_MESSAGE] or "rejected", row.submitted_by
+                    )
                 elif row.state == Case.State.REVOKED:
                     self._control.record_revocation(row.job_name, REVOKED, row.submitted_by)
                 elif row.state == Case.State.CLOSED:

@@ -288,7 +288,7 @@ class Aggregator:
         """Open the sum. May be called again, also after an interrupt.
 
         ready_again: the "ready" letter of a hospital once more, asked for only where a share is wrong; it is compared
-        with the digest that was kept. Raises `OutOfOrder`, `TooFew`, `WrongShare`, or `CommitmentsGone` when a share is
+        with the digest that was kept. Raises `OutOfOrder`, `TooFew`, `WrongShare`, or `CommitmentsLost` when a share is
         wrong and there is no such letter; then nothing is open.
         """
         open_round, total = self._round(state)

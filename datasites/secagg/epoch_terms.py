@@ -106,7 +106,7 @@ class EpochTerms(Agreed):
         cls,
         roster: Roster,
         *,
-        study: str,
+        study_hash: str,
         epoch: int,
         aggregator: str,
         hospitals: Iterable[str],
@@ -138,7 +138,7 @@ class EpochTerms(Agreed):
 
         try:
             return cls(
-                study=study,
+                study=study_hash,
                 epoch=epoch,
                 aggregator=pinned(aggregator),
                 hospitals=tuple(pinned(email) for email in emails),

@@ -63,8 +63,10 @@ class WrongShare(SecaggError):
         self.members = members
 
 
-class CommitmentsGone(SecaggError):
+class CommitmentsLost(SecaggError):
     """A share is wrong, and the letter that would tell whose it is can't be read any more; nobody is blamed."""
+
+    rule = "commitments-gone"
 
 
 class LateVector(SecaggError):

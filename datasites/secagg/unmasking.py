@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from datasites.secagg import masks, shares
 from datasites.secagg.epoch import Epoch
-from datasites.secagg.errors import CommitmentsGone, TooFew, WrongShare
+from datasites.secagg.errors import CommitmentsLost, TooFew, WrongShare
 from datasites.secagg.messages import UnmaskShares
 from datasites.secagg.shares import SECRET
 from datasites.study.manifest import RoundManifest
@@ -59,7 +59,7 @@ def solve(
     commitments: what a hospital committed to, None where that can't be had; asked for only where a share is wrong.
     Raises `TooFew` when a secret has fewer shares than the threshold, `WrongShare` naming the senders of wrong shares
     when the right ones don't suffice, or the owner whose right shares don't give its certified secret, and
-    `CommitmentsGone` where it can't be told which.
+    `CommitmentsLost` where it can't be told which.
     """
     gathered = gather_shares(epoch, manifest, answers)
     alive = {epoch.place(email) for email in survivors}
@@ -77,7 +77,7 @@ def solve(
             name = epoch.members[owner]
             committed = commitments(name)
             if committed is None:
-                raise CommitmentsGone(
+                raise CommitmentsLost(
                     f'round {manifest.round}: a share for {name} is wrong, and its "ready" letter, which would show '
                     "whose, is no longer in the store; nobody is blamed; set up a new epoch"
                 )

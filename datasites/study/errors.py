@@ -4,7 +4,7 @@ Whether an error is ours, so that its message is meant for people, is decided by
 the same when its message changes. The tree, with the module of each (`tests/test_house.py` holds it against the code):
 
   DatasitesError
-    AlreadySaid               transport.letter
+    AlreadySent               transport.letter
     AnotherAtWork             hospital.cases.examination_lock
     AnswerRefused             hospital.data.answers
     AuditError                study.audit_chain
@@ -62,7 +62,7 @@ the same when its message changes. The tree, with the module of each (`tests/tes
       AlreadyMasked           secagg.errors
       BadMessage              secagg.errors
       BadTerms                secagg.errors
-      CommitmentsGone         secagg.errors
+      CommitmentsLost         secagg.errors
       Equivocation            secagg.errors
       JournalDamaged          secagg.errors
       JournalRolledBack       secagg.errors

@@ -65,8 +65,10 @@ class Rejected(DatasitesError):
         self.sender, self.study, self.round, self.kind, self.reason = sender, study, round, kind, reason
 
 
-class AlreadySaid(DatasitesError):
+class AlreadySent(DatasitesError):
     """We were asked to say, under a path, something else than what we have said there."""
+
+    rule = "already-said"
 
 
 class Undelivered(DatasitesError):

@@ -8,7 +8,7 @@ can only withhold a letter:
 
 - a forged, changed, cut or swapped one is refused (I10): `Rejected`, with a copy of the evidence in quarantine;
 - a replay under another path (other study, round, kind, sender, recipient) is refused;
-- a second, different letter under one path is equivocation and refused, on the sender's side as well (`AlreadySaid`);
+- a second, different letter under one path is equivocation and refused, on the sender's side as well (`AlreadySent`);
 - a letter that is sent again is byte-identical (I6).
 
 A letter that may be half written is looked at again before it is refused (`second_look`). A refused letter is removed
@@ -55,7 +55,7 @@ from datasites.transport.letter import (
     INLINE_BYTES,
     KIND,
     MAX_ROUND,
-    AlreadySaid,
+    AlreadySent,
     BadEnvelope,
     Blob,
     Contents,
@@ -82,7 +82,7 @@ __all__ = [
     "BadEnvelope",
     "Blob",
     "Contents",
-    "AlreadySaid",
+    "AlreadySent",
     "Expected",
     "Letter",
     "LetterLimits",
@@ -192,7 +192,7 @@ class Mailroom:
         """Put the same body and blob for each recipient, the blob encrypted once; returns digests by recipient.
 
         The same content again is byte-identical, and puts back what the store has lost or changed: the envelope at
-        once, parts of the blob as said above. Other content under a path already used raises `AlreadySaid` and puts
+        once, parts of the blob as said above. Other content under a path already used raises `AlreadySent` and puts
         nothing. A recipient whose keys are not the pinned ones, or for whom the store fails, whatever it says,
         keeps it from nobody else: `Undelivered` is raised after the others were sent. Raises `StoreError` for the
         blob, and where the store as a whole fails: for each recipient, or for `AWAY_SECONDS` on end.
@@ -286,7 +286,7 @@ class Mailroom:
         self, entry: SentMessage | None, digest: str, to: str, study: str, round: int, kind: str
     ) -> None:
         if entry is not None and entry.said != digest:
-            raise AlreadySaid(
+            raise AlreadySent(
                 f"{self.email} has already sent another {kind} to {to} for round {round} of study {study[:16]}; "
                 "what was sent stands; start a new round to send something else"
             )

@@ -139,14 +139,14 @@ class RemoteFiles:
     def clear(self, folder: str, names: Iterable[str], at_once: bool) -> Iterator[bool]:
         """See `StoreFiles`. How old a file is can't be asked of every kind of store: what may be in flight stays."""
         for name in names:
-            is_gone = False
+            is_removed = False
             try:
                 if at_once and not name.startswith("."):
-                    is_gone = self._is_removed(self._path(f"{folder}/{name}"))
+                    is_removed = self._is_removed(self._path(f"{folder}/{name}"))
             except Exception as error:
                 if isinstance(diagnose(error, name), StoreUnreachable):
                     raise
-            yield is_gone
+            yield is_removed
 
     def _is_removed(self, path: str) -> bool:
         """Remove a file whose name anybody may have chosen; whether it is gone. A folder stays."""

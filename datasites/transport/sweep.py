@@ -80,8 +80,8 @@ class Sweep:
         """Remove as many of `names` as there is time for: those removed, and how many others could not be."""
         removed, kept, until = list[str](), 0, time.monotonic() + SECONDS
         removals = self._store.clear(folder, names, at_once=is_crowded)
-        for number, (name, is_gone) in enumerate(zip(names, removals, strict=False), 1):
-            if is_gone:
+        for number, (name, is_removed) in enumerate(zip(names, removals, strict=False), 1):
+            if is_removed:
                 removed.append(name)
             elif is_crowded and name[0] != ".":
                 kept += 1

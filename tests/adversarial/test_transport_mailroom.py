@@ -21,7 +21,7 @@ from datasites.study.identity import IdentityError
 from datasites.study.roster import Roster
 from datasites.transport import blobs
 from datasites.transport.letter import pack
-from datasites.transport.mailroom import AlreadySaid, Contents, LetterLimits, Rejected, letter_key
+from datasites.transport.mailroom import AlreadySent, Contents, LetterLimits, Rejected, letter_key
 from datasites.transport.store import Store, StoreDenied, StoreError
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, make_parties
 
@@ -140,7 +140,7 @@ def test_finished_round_cannot_be_said_anew(researcher, hospital):
         party.mailroom.collect(STUDY, before=2)
     assert researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 1})
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest") is None, "a collected letter isn't put again"
-    with pytest.raises(AlreadySaid):
+    with pytest.raises(AlreadySent):
         researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 2})
     hospital.mailroom.store.put(manifest_key(hospital.email), forged(researcher, hospital.email, body={"n": 2}))
     refused(hospital, "equivocation")
@@ -153,7 +153,7 @@ def test_sender_refuses_to_say_two_things(researcher, hospital, blob):
     sent = hospital.mailroom.store.get(manifest_key(hospital.email))
     researcher.restart()
     for body, other in (({"n": 2}, blob), ({"n": 1}, b"other"), ({"n": 1}, os.urandom(100_000))):
-        with pytest.raises(AlreadySaid, match="already sent another manifest"):
+        with pytest.raises(AlreadySent, match="already sent another manifest"):
             researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", body, other)
     assert hospital.mailroom.store.get(manifest_key(hospital.email)) == sent
 

@@ -139,13 +139,13 @@ def test_a_head_that_the_log_lacks_stops_everything(datasites: CommandLine, desk
     ours, lost = tmp_path / "ours.json", tmp_path / "lost.json"
     ours.write_bytes(desk.site.audit.public_head().canonical())
     assert datasites.does("audit", "held", ours).printed == "all 1 are in this log"
-    assert not datasites.home.foreign_heads.exists()
+    assert not datasites.home.unknown_heads.exists()
     lost.write_bytes(PublicHead.sign(desk.site.identity, 3, KEY).canonical())
     done = datasites("audit", "held", ours, lost)
     assert done.code == 1
     assert f"not in this log: the record with hash {KEY}" in done.printed
     assert "datasites budget restored" in done.printed
-    assert datasites.home.foreign_heads.exists()
+    assert datasites.home.unknown_heads.exists()
     desk.agree()
     approve = ("review", "approve", desk.row.pk, "--hash", desk.row.approval_hash, "--reason", "why")
     datasites.does(*approve, by="ann")

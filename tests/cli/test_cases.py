@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from datasites.hospital.cases import examination
-from datasites.hospital.cases.review import MOST_TOLD
+from datasites.hospital.cases.review import LONGEST_MESSAGE
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, LedgerEntry, Review, Round
 from datasites.hospital.site import Site
@@ -79,8 +79,8 @@ def test_an_approval_that_policies_deny_names_the_controls(datasites: CommandLin
 def test_a_researcher_reads_what_is_told_and_not_the_reason(datasites: CommandLine, desk: Desk) -> None:
     reject = ("review", "reject", desk.row.pk)
     assert "needs a reason" in datasites.refuses(*reject, "--tell", "no", "--reason", " ", by="ann")
-    for told in (" ", "x" * (MOST_TOLD + 1)):
-        assert f"{MOST_TOLD} characters at most" in datasites.refuses(*reject, "--tell", told, *WHY, by="ann")
+    for told in (" ", "x" * (LONGEST_MESSAGE + 1)):
+        assert f"{LONGEST_MESSAGE} characters at most" in datasites.refuses(*reject, "--tell", told, *WHY, by="ann")
     datasites.does(*reject, "--tell", "not now", "--reason", "we are few", by="ann")
     row = Case.objects.get()
     assert (row.state, row.note, row.recorded_in_syft) == (Case.State.REJECTED, "not now", False)

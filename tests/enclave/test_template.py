@@ -338,7 +338,7 @@ def test_what_a_worker_loads_late_is_found_where_python_lies_below_tmp(below_tmp
 
 WORKING = """
 import sys
-import datasites.enclave.opacus_alone
+import datasites.enclave.opacus_parts
 import numpy as np
 from datasites.enclave import worker_process, protocol
 from datasites.enclave.confine import WorkerLimits

@@ -125,7 +125,7 @@ def begun_anew(home: Home, own: Identity) -> Site:
     head_file(home.audit).unlink(missing_ok=True)
     for folder in (home.anchors, home.ledger_pending, home.secagg, home.identities, home.bindings):
         shutil.rmtree(folder, ignore_errors=True)
-    home.foreign_heads.unlink(missing_ok=True)
+    home.unknown_heads.unlink(missing_ok=True)
     home.fork.unlink(missing_ok=True)
     home.ready.unlink(missing_ok=True)
     ledger_log.forget(home)

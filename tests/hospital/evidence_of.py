@@ -210,7 +210,7 @@ class Hospital:
             identity=self.identity,
             hospital=HOSPITAL,
             title=f"Heart disease {HOSTILE}",
-            study=STUDY_HASH,
+            study_hash=STUDY_HASH,
             approval_terms=TERMS,
             frozen=FROZEN,
             findings=[],

@@ -34,7 +34,7 @@ class Moments:
     def _changing(self) -> tuple[Path, ...]:
         """All that tests change, beside the tables; what they prepare and work out serves the next one too."""
         home = self._home
-        logs = (home.audit, head_file(home.audit), home.anchors, home.ledger_pending, home.foreign_heads, home.fork)
+        logs = (home.audit, head_file(home.audit), home.anchors, home.ledger_pending, home.unknown_heads, home.fork)
         return (*logs, home.secagg, home.identities, home.bindings, home.roster, home.registry, home.ready)
 
     def _keep(self, kept: Path) -> None:

@@ -131,7 +131,7 @@ class Running:
         self.row = Case.objects.get(pk=desk.row.pk)
         self.begins = self.site.audit.head().seq
         self.case = open_case(home, self.row)
-        self.study = self.row.study_hash
+        self.study_hash = self.row.study_hash
         self.keys, self.roster, self.bundles = dict(parties.keys), parties.roster, dict(parties.bundles)
         # Refused at the first look: these tests don't wait for the second.
         self.store = Store(str(folder / "store"), settles=0.0)
@@ -189,23 +189,23 @@ class Running:
             room.close()
         home = self.site.home
         furnish_roster(home)
-        shutil.rmtree(home.secagg / self.study)
-        (home.anchors / self.study).unlink(missing_ok=True)
+        shutil.rmtree(home.secagg / self.study_hash)
+        (home.anchors / self.study_hash).unlink(missing_ok=True)
 
     def logged(self, kind: str) -> list[LogRecord]:
         """This test's records of this kind about the study; other tests wrote to the same log."""
         mine = [r for r in records(self.site.home.audit) if r.seq > self.begins]
-        return [r for r in mine if r.kind == kind and r.fields.get("study") == self.study]
+        return [r for r in mine if r.kind == kind and r.fields.get("study") == self.study_hash]
 
     def tell(
         self, number: int, kind: str, body: dict[str, Any], blob: bytes | None = None, sender: str = RESEARCHER
     ) -> None:
         """A letter of somebody to the hospital."""
-        self.rooms[sender].send(OWN, self.study, number, kind, body, blob)
+        self.rooms[sender].send(OWN, self.study_hash, number, kind, body, blob)
 
     def heard(self, number: int, kind: str, recipient: str = RESEARCHER) -> Letter | None:
         """The hospital's letter to somebody."""
-        return self.rooms[recipient].receive(OWN, self.study, number, kind)
+        return self.rooms[recipient].receive(OWN, self.study_hash, number, kind)
 
     def offer(self, epoch: int = 0, **changes: object) -> None:
         """The researcher offers an epoch."""
@@ -224,7 +224,7 @@ class Running:
         study = self.case.study
         context = EpochTerms.from_roster(
             self.roster,
-            study=self.study,
+            study_hash=self.study_hash,
             epoch=epoch,
             aggregator=RESEARCHER,
             hospitals=study.cohort.hospitals,
@@ -277,7 +277,7 @@ class Running:
         study = self.case.study
         scale = safe_scale(UPDATE_BOUND, len(study.cohort.hospitals))
         manifest = RoundManifest(
-            study=self.study,
+            study=self.study_hash,
             epoch=self.aggregator.context.epoch,
             round=number,
             participants=self.aggregator.available(self.state),
@@ -339,10 +339,10 @@ def killed_in(running: Running, monkeypatch: pytest.MonkeyPatch, what: str) -> N
 
 
 def runs(service: Service, running: Running) -> None:
-    """Let the service run this study as it is: a run of its own would read the store of its home."""
+    """Let the service run this study as it is (its private table): a run of its own would read its home's store."""
     service._runs = {running.row.pk: running.run}
 
 
 def lets_go(service: Service) -> None:
-    """Take back what `runs` gave it: the run is the fixture's, and would be closed with the service."""
+    """Take back what `runs` gave it (private): the run is the fixture's, and would be closed with the service."""
     service._runs.clear()

@@ -294,9 +294,9 @@ def test_a_study_that_was_approved_before_a_bound_was_set_goes_on(
 
 def test_a_study_that_has_ended_keeps_no_keys_and_no_rows(desk: Desk, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     running = Running(desk, tmp_path)
-    rows = records_folder(desk.site.home, running.study) / "records.npz"
+    rows = records_folder(desk.site.home, running.study_hash) / "records.npz"
     kept = rows.read_bytes()
-    journal, anchor = journal_of(desk.site.home, running.study)
+    journal, anchor = journal_of(desk.site.home, running.study_hash)
     try:
         running.set_up()
         running.run.close()
@@ -365,7 +365,7 @@ def test_a_stopped_study_rejoins_in_a_new_epoch(desk: Desk, tmp_path, service: S
         running.open(1)
         running.steps()
         running.run.close()
-        _, anchor = journal_of(desk.site.home, running.study)
+        _, anchor = journal_of(desk.site.home, running.study_hash)
         anchor.unlink()
         with pytest.raises(JournalRolledBack):
             running.restart()

@@ -60,7 +60,7 @@ class Cohort:
         terms = {"colluders": 1 if n < 7 else 2, **terms}
         context = EpochTerms.from_roster(
             roster,
-            study=study,
+            study_hash=study,
             epoch=0,
             aggregator=researcher.email,
             hospitals=hospitals,

@@ -9,7 +9,7 @@ from datasites.secagg import shares
 from datasites.secagg.aggregator_state import AggregatorState
 from datasites.secagg.errors import (
     BadMessage,
-    CommitmentsGone,
+    CommitmentsLost,
     Equivocation,
     OutOfOrder,
     TooFew,
@@ -61,7 +61,7 @@ def test_without_the_commitments_a_wrong_share_is_blamed_on_nobody(seven):
     inputs = answered(seven, spoil=(B,))
     other = reseal(seven.readies[A], seven.members[A].identity, commitments=bytes(len(seven.readies[A].commitments)))
     for letters in ({}, dict.fromkeys(seven.members, other), dict.fromkeys(seven.members, seven.readies[B])):
-        with pytest.raises(CommitmentsGone, match="nobody is blamed; set up a new epoch"):
+        with pytest.raises(CommitmentsLost, match="nobody is blamed; set up a new epoch"):
             seven.aggregator.result(seven.state, ready_again=letters.get)
         assert not seven.state.total.opened
     assert_exact(seven.result(), inputs)

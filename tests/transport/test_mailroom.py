@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from datasites.study.roster import Roster
 from datasites.transport.journal import MailJournal, SentMessage
-from datasites.transport.mailroom import AlreadySaid, Mailroom, Rejected, Undelivered, letter_key
+from datasites.transport.mailroom import AlreadySent, Mailroom, Rejected, Undelivered, letter_key
 from datasites.transport.store import Store, StoreDenied, StoreFull, StoreUnreachable
 from tests.transport.parties import RESEARCHER, STUDY, make_parties
 
@@ -197,7 +197,7 @@ def test_collecting_kinds_keeps_the_others_and_says_nothing_anew(parties):
     assert not list(blobs.iterdir())
     researcher.mailroom.send(hospital.email, STUDY, 0, "offer-0", {"kind": "offer-0"}, payload)
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 0, "offer-0") is None, "a collected letter isn't put again"
-    with pytest.raises(AlreadySaid):
+    with pytest.raises(AlreadySent):
         researcher.mailroom.send(hospital.email, STUDY, 0, "shares-0", {"kind": "another"}, payload)
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "offer-0") is not None
 
@@ -376,7 +376,7 @@ def test_two_processes_with_one_journal_say_one_thing(parties):
     first_word = researcher.mailroom._journal.sent
     researcher.mailroom._journal.sent = lambda path: None  # it looked before the other one committed
     second.send(hospital.email, STUDY, 1, "manifest", {"n": 1})
-    with pytest.raises(AlreadySaid):
+    with pytest.raises(AlreadySent):
         researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 2})
     researcher.mailroom._journal.sent = first_word
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest").body == {"n": 1}

@@ -149,8 +149,8 @@ class Measure:
             )
 
 
-def _others(known: balances.Accounts, study: str) -> list[StudyAccount]:
-    return [account for name, account in known.items() if name != study]
+def _others(known: balances.Accounts, study_hash: str) -> list[StudyAccount]:
+    return [account for name, account in known.items() if name != study_hash]
 
 
 @dataclass(frozen=True)
@@ -165,18 +165,18 @@ class Reading:
         """Read the ledger of a dataset's population now; prices: those that are kept, unless given."""
         return cls(accounts_of(dataset.population), Measure.of(dataset, prices))
 
-    def account(self, study: str) -> StudyAccount:
+    def account(self, study_hash: str) -> StudyAccount:
         """Return what one study has reserved and charged."""
-        return self.known.get(study) or StudyAccount()
+        return self.known.get(study_hash) or StudyAccount()
 
-    def elsewhere(self, study: str) -> dict[str, float]:
+    def elsewhere(self, study_hash: str) -> dict[str, float]:
         """Return the epsilon that all studies but this one have reserved or charged, per partition."""
-        others = _others(self.known, study)
+        others = _others(self.known, study_hash)
         return {partition: self.budget.epsilon(balances.committed(others, partition)) for partition in PARTITIONS}
 
-    def after(self, asked: Mapping[str, PrivacyCost], study: str = "") -> dict[str, float]:
+    def after(self, asked: Mapping[str, PrivacyCost], study_hash: str = "") -> dict[str, float]:
         """Return the epsilon of each partition if `study` reserved `asked` on top of everything committed."""
-        others = _others(self.known, study)
+        others = _others(self.known, study_hash)
         return {
             partition: self.budget.epsilon([*balances.committed(others, partition), price.event])
             for partition, price in asked.items()
@@ -201,14 +201,14 @@ class Reading:
             for partition in PARTITIONS
         )
 
-    def charged(self, study: str, delta: float) -> dict[str, dict[str, float]]:
+    def charged(self, study_hash: str, delta: float) -> dict[str, dict[str, float]]:
         """Return what one study has charged, at the study's delta: {partition: {"pld": epsilon, "local": epsilon}}.
 
         "pld" is the figure that the study's own cap bounds; "local" is against one who sees this hospital's own
         vectors. They differ in distributed mode only, where the latter rests on the hospital's own noise and is priced
         by the best Renyi order: that noise is discrete and coarse, which PLD of continuous noise doesn't bound.
         """
-        figures, account, prices = {}, self.account(study), self.budget.prices
+        figures, account, prices = {}, self.account(study_hash), self.budget.prices
         for partition in PARTITIONS:
             events, local = account.charged_events(partition), account.charged_events(partition, local=True)
             pld = prices.pld(events, delta)
@@ -222,18 +222,23 @@ def state(dataset: DatasetSettings) -> tuple[PartitionState, ...]:
     return Reading.of(dataset).state()
 
 
-def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[str, dict[str, float]]:
+def study_charged(dataset: DatasetSettings, study_hash: str, delta: float) -> dict[str, dict[str, float]]:
     """Return `Reading.charged`, as it reads now."""
-    return Reading.of(dataset).charged(study, delta)
+    return Reading.of(dataset).charged(study_hash, delta)
 
 
-def study_account(dataset: DatasetSettings, study: str) -> StudyAccount:
+def study_account(dataset: DatasetSettings, study_hash: str) -> StudyAccount:
     """Return what one study has reserved and charged, now."""
-    return accounts_of(dataset.population).get(study) or StudyAccount()
+    return accounts_of(dataset.population).get(study_hash) or StudyAccount()
 
 
 def reserve(
-    site: Site, dataset: DatasetSettings, study: str, asked: Mapping[str, PrivacyCost], *, cap: StudyCap | None = None
+    site: Site,
+    dataset: DatasetSettings,
+    study_hash: str,
+    asked: Mapping[str, PrivacyCost],
+    *,
+    cap: StudyCap | None = None,
 ) -> None:
     """Reserve a study's whole privacy loss per partition, or raise `BudgetExceeded` and write nothing.
 
@@ -247,19 +252,26 @@ def reserve(
         require_agreed(dataset)
         require_one_story(site.home, population)
         known = accounts_of(population)
-        if study in known:
-            if known[study] == StudyAccount(reserved=prices):
+        if study_hash in known:
+            if known[study_hash] == StudyAccount(reserved=prices):
                 return
-            raise BudgetExceeded(f"budget: study {study[:12]} has reserved before; submit changed terms as a new study")
+            raise BudgetExceeded(
+                f"budget: study {study_hash[:12]} has reserved before; submit changed terms as a new study"
+            )
         budget = Measure.of(dataset)
         for partition, price in asked.items():
             events = [*balances.committed(known.values(), partition), price.event]
-            budget.require_room(partition, events, f"study {study[:12]}")
-        pending.write(site, pending.Line(kind="reserve", population=population, study=study), prices, cap=cap)
+            budget.require_room(partition, events, f"study {study_hash[:12]}")
+        pending.write(site, pending.Line(kind="reserve", population=population, study=study_hash), prices, cap=cap)
 
 
 def charge(
-    site: Site, dataset: DatasetSettings, study: str, round: int, asked: Mapping[str, PrivacyCost], manifest: str = ""
+    site: Site,
+    dataset: DatasetSettings,
+    study_hash: str,
+    round: int,
+    asked: Mapping[str, PrivacyCost],
+    manifest: str = "",
 ) -> None:
     """Charge `round` (>= 1) before it runs, or raise `BudgetExceeded` and write nothing.
 
@@ -272,37 +284,37 @@ def charge(
         require_agreed(dataset)
         require_one_story(site.home, population)
         known = accounts_of(population)
-        account = known.get(study) or StudyAccount()
+        account = known.get(study_hash) or StudyAccount()
         # Before all else: of rounds that were charged, too, nothing says whether they were released.
         if account.is_in_full:
-            raise BudgetExceeded(f"budget: study {study[:12]}: {balances.IN_FULL}")
+            raise BudgetExceeded(f"budget: study {study_hash[:12]}: {balances.IN_FULL}")
         if round in account.charged:
             if account.charged[round] != prices:
-                raise BudgetExceeded(f"budget: round {round} of study {study[:12]} was charged with another event")
+                raise BudgetExceeded(f"budget: round {round} of study {study_hash[:12]} was charged with another event")
             return
         if account.released:
-            raise BudgetExceeded(f"budget: study {study[:12]} is closed; it can charge nothing more")
-        others, budget = _others(known, study), Measure.of(dataset)
+            raise BudgetExceeded(f"budget: study {study_hash[:12]} is closed; it can charge nothing more")
+        others, budget = _others(known, study_hash), Measure.of(dataset)
         for partition, price in asked.items():
             charged = [*account.charged_events(partition), price.event]
             if not is_part_of(charged, account.reserved_events(partition)):
                 raise BudgetExceeded(
-                    f"budget: round {round} of study {study[:12]} goes beyond what was reserved at approval for "
+                    f"budget: round {round} of study {study_hash[:12]} goes beyond what was reserved at approval for "
                     f"{partition} patients; a study can't run more rounds or steps than were approved"
                 )
             budget.require_room(partition, [*balances.committed(others, partition), *charged], f"round {round}")
-        line = pending.Line(kind="charge", population=population, study=study, round=round)
+        line = pending.Line(kind="charge", population=population, study=study_hash, round=round)
         pending.write(site, line, prices, manifest=manifest)
 
 
-def round_entry(dataset: DatasetSettings, study: str, round: int) -> dict[str, object]:
+def round_entry(dataset: DatasetSettings, study_hash: str, round: int) -> dict[str, object]:
     """Return what the ledger holds of one charged round, as plain data, and as the audit log has it."""
-    return pending.round_entry(dataset.population, round, study_account(dataset, study).charged.get(round, {}))
+    return pending.round_entry(dataset.population, round, study_account(dataset, study_hash).charged.get(round, {}))
 
 
-def charged_rounds(dataset: DatasetSettings, study: str) -> set[int]:
+def charged_rounds(dataset: DatasetSettings, study_hash: str) -> set[int]:
     """Return the rounds that a study has charged."""
-    return set(study_account(dataset, study).charged)
+    return set(study_account(dataset, study_hash).charged)
 
 
 def is_charged(account: StudyAccount, round: int, asked: Mapping[str, PrivacyCost]) -> bool:
@@ -314,26 +326,28 @@ def is_charged(account: StudyAccount, round: int, asked: Mapping[str, PrivacyCos
     }
 
 
-def close(site: Site, study: str) -> None:
+def close(site: Site, study_hash: str) -> None:
     """Release what a study reserved and did not charge; its charges stay for ever. Idempotent."""
     log_state = ledger_log.tell(site.home)
-    stored = LedgerEntry.objects.filter(study_hash=study).values_list("population", flat=True).distinct()
-    for population in sorted({*stored, *(name for name in log_state.studies if study in log_state.of(name))}):
+    stored = LedgerEntry.objects.filter(study_hash=study_hash).values_list("population", flat=True).distinct()
+    for population in sorted({*stored, *(name for name in log_state.studies if study_hash in log_state.of(name))}):
         with budget_lock(population):
             pending.finish(site, population)
-            account = accounts_of(population).get(study)
+            account = accounts_of(population).get(study_hash)
             if account is not None and account.reserved and not account.released:
                 require_one_story(site.home, population)
-                pending.write(site, pending.Line(kind="release", population=population, study=study), account.reserved)
+                pending.write(
+                    site, pending.Line(kind="release", population=population, study=study_hash), account.reserved
+                )
 
 
-def release_what_is_left(site: Site, study: str) -> None:
+def release_what_is_left(site: Site, study_hash: str) -> None:
     """Release what an ended study reserved and did not charge, if that is still to be done.
 
     Whoever ended it does so, or the service where that was interrupted; while accounts differ it stays reserved, until
     two people have settled that.
     """
-    accounts = ledger_log.tell(site.home).accounts_of_study(study)
+    accounts = ledger_log.tell(site.home).accounts_of_study(study_hash)
     if any(account.reserved and not account.released for account in accounts):
         with suppress(AccountsDiffer):
-            close(site, study)
+            close(site, study_hash)

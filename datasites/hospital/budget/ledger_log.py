@@ -86,9 +86,9 @@ class LogState:
         """Return the accounts of one population."""
         return self.studies.get(population, {})
 
-    def accounts_of_study(self, study: str) -> list[StudyAccount]:
+    def accounts_of_study(self, study_hash: str) -> list[StudyAccount]:
         """Return what one study reserved and charged, by population; no account where the log knows nothing of it."""
-        return [accounts[study] for accounts in self.studies.values() if study in accounts]
+        return [accounts[study_hash] for accounts in self.studies.values() if study_hash in accounts]
 
     def unpriced(self, more: Iterable[Accounts] = ()) -> list[str]:
         """Return studies with lines of an older version whose amounts stand neither in later records nor in `more`."""

@@ -65,7 +65,7 @@ def write(site: Site, line: Line, prices: Prices, *, manifest: str = "", cap: St
 def bring_up(
     site: Site,
     population: str,
-    study: str,
+    study_hash: str,
     account: StudyAccount,
     stored: StudyAccount | None,
     logged: StudyAccount | None,
@@ -74,21 +74,21 @@ def bring_up(
     known = logged or StudyAccount()
     ended_too_soon = known.released and not account.released
     if account.reserved and (account.reserved != known.reserved or ended_too_soon):
-        _log(site, Line(kind="reserve", population=population, study=study), account.reserved, settled=True)
+        _log(site, Line(kind="reserve", population=population, study=study_hash), account.reserved, settled=True)
     for round, prices in sorted(account.charged.items()):
         if known.charged.get(round) != prices:
-            line = Line(kind="charge", population=population, study=study, round=round)
+            line = Line(kind="charge", population=population, study=study_hash, round=round)
             _log(site, line, prices, manifest="", digest=entry_digest(population, round, prices), settled=True)
     if account.released and not known.released:
-        _log(site, Line(kind="release", population=population, study=study), {}, settled=True)
+        _log(site, Line(kind="release", population=population, study=study_hash), {}, settled=True)
     if stored == account:
         return
-    LedgerEntry.objects.filter(population=population, study_hash=study).delete()
-    _store(Line(kind="reserve", population=population, study=study), account.reserved)
+    LedgerEntry.objects.filter(population=population, study_hash=study_hash).delete()
+    _store(Line(kind="reserve", population=population, study=study_hash), account.reserved)
     for round, prices in sorted(account.charged.items()):
-        _store(Line(kind="charge", population=population, study=study, round=round), prices)
+        _store(Line(kind="charge", population=population, study=study_hash, round=round), prices)
     if account.released:
-        _store(Line(kind="release", population=population, study=study), account.reserved)
+        _store(Line(kind="release", population=population, study=study_hash), account.reserved)
 
 
 def round_entry(population: str, round: int, prices: Prices) -> dict[str, object]:

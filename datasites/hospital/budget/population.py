@@ -231,11 +231,11 @@ def charges_both_sides(population: str, identity: str) -> bool:
     may be on either, so what such a study costs is charged to both: whichever side a patient lost on before, the sum
     stands in that side's account.
     """
-    first, both_sides = _told_apart(Population.objects.filter(name=population).first(), population)
+    first, both_sides = _distinguished(Population.objects.filter(name=population).first(), population)
     return both_sides or not identity or first not in ("", identity)
 
 
-def _told_apart(known: Population | None, population: str) -> tuple[str, bool]:
+def _distinguished(known: Population | None, population: str) -> tuple[str, bool]:
     """Return the first patient column, by the log where the database lacks it, and whether another one came later."""
     logged = _logged(population)
     first = (logged.identity if logged is not None else "") or (known.identity if known is not None else "")
@@ -247,7 +247,7 @@ def settle_identity(site: Site, population: str, identity: str) -> None:
     if not identity:
         return
     known = Population.objects.select_for_update().get(name=population)
-    first, both_sides = _told_apart(known, population)
+    first, both_sides = _distinguished(known, population)
     now_both = both_sides or first not in ("", identity)
     # Logged first: killed in between, the log's word counts, and no other column is ever taken for the first one.
     if not first:

@@ -55,7 +55,7 @@ def differences(home: Home, population: str | None = None) -> Iterator[str]:
 
 
 def _differences(home: Home, population: str | None, older: frozenset[str]) -> Iterator[str]:
-    yield from _of_foreign_heads(home)
+    yield from _of_unknown_heads(home)
     yield from _of_withdrawals(home)
     for name in [population] if population is not None else _names(ledger_log.tell(home)):
         with budget_lock(name):  # else a line that is being written would be one that one of the two lacks
@@ -91,10 +91,10 @@ def _of_population(home: Home, name: str, older: frozenset[str]) -> Iterator[str
             yield f"budget of population {name}: study {study[:12]}, {line}: database and audit log differ"
 
 
-def _of_foreign_heads(home: Home) -> Iterator[str]:
-    if home.foreign_heads.exists():
+def _of_unknown_heads(home: Home) -> Iterator[str]:
+    if home.unknown_heads.exists():
         yield (
-            f"{home.audit}: other parties hold heads of it that are not in it ({home.foreign_heads.name}): it was "
+            f"{home.audit}: other parties hold heads of it that are not in it ({home.unknown_heads.name}): it was "
             "restored from a backup, and what was charged since is not in it"
         )
 

@@ -109,7 +109,7 @@ def unfinished(site: Site) -> set[tuple[str, str]]:
 def admit_again(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case:
     """Go on with an `admit` that was interrupted: one submission is one case, wherever that was."""
     halt = halt or Halt()
-    with one_at_a_time(site.home, _words_of(job), halt):
+    with one_at_a_time(site.home, _description_of(job), halt):
         row = Case.objects.filter(job_name=job.name, submitted_by=job.submitted_by).first()
         if row is None:
             return _admit(site, job, halt)
@@ -123,11 +123,11 @@ def admit_again(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case
 def admit(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case:
     """Make a case of a submission; the case's state and note say what came of it."""
     halt = halt or Halt()
-    with one_at_a_time(site.home, _words_of(job), halt):
+    with one_at_a_time(site.home, _description_of(job), halt):
         return _admit(site, job, halt)
 
 
-def _words_of(job: SubmittedJob) -> str:
+def _description_of(job: SubmittedJob) -> str:
     return f"submission {job.name} of {job.submitted_by}"
 
 

@@ -29,7 +29,7 @@ from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, re
 from datasites.hospital.site import Site
 
 #: Characters of what a researcher is told of a rejection: as many as its record in syft takes.
-MOST_TOLD = 1900
+LONGEST_MESSAGE = 1900
 
 
 def approve(site: Site, case_id: int, person: Actor, reason: str, seen_hash: str, case: OpenCase | None = None) -> Case:
@@ -99,8 +99,8 @@ def reject(site: Site, case_id: int, person: Actor, reason: str, *, message: str
     require_reviewer(person, f"a case is rejected by {' or '.join(REVIEWERS)}")
     if not reason.strip():
         raise ReviewError("a rejection needs a reason; it is kept here, and the researcher is not sent it")
-    if not 0 < len(message.strip()) <= MOST_TOLD:
-        raise ReviewError(f"a rejection needs a message for the researcher, {MOST_TOLD} characters at most")
+    if not 0 < len(message.strip()) <= LONGEST_MESSAGE:
+        raise ReviewError(f"a rejection needs a message for the researcher, {LONGEST_MESSAGE} characters at most")
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=find_case(case_id).pk)
         if row.state not in (Case.State.REVIEW, Case.State.INTAKE):

@@ -10,18 +10,18 @@ from django.conf import settings
 from django.contrib.auth.forms import AuthenticationForm
 from django.core.validators import MaxLengthValidator, ProhibitNullCharactersValidator
 
-from datasites.hospital.cases.review import MOST_TOLD
+from datasites.hospital.cases.review import LONGEST_MESSAGE
 from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
 
 
-class WordsField(forms.CharField):
+class PlainTextField(forms.CharField):
     """A text that a person writes freely. read_by: who reads it, shown at the field."""
 
     def __init__(self, read_by: str, *, rows: int = 3, **options: Any) -> None:
         super().__init__(widget=forms.Textarea(attrs={"rows": rows}), help_text=read_by, **options)
 
 
-class Reason(WordsField):
+class Reason(PlainTextField):
     """A reason, kept here in the audit log."""
 
     def __init__(self, **options: Any) -> None:
@@ -72,10 +72,10 @@ class Decide(forms.Form):
     verdict = forms.ChoiceField(
         choices=[("approve", "Approve"), ("reject", "Reject for good")], widget=forms.RadioSelect, label="Your decision"
     )
-    message = WordsField(
+    message = PlainTextField(
         "Read by the researcher exactly as written, and kept in the audit log: name no patient and no count of them. "
         "An approval has no message: the researcher only reads that you approved.",
-        max_length=MOST_TOLD,
+        max_length=LONGEST_MESSAGE,
         required=False,
         label="Message to the researcher, for a rejection",
     )

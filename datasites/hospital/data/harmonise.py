@@ -79,7 +79,7 @@ class _Reader:
         return {level.casefold(): level for level in self.feature.levels}
 
     @cached_property
-    def _only_words(self) -> bool:
+    def _is_text(self) -> bool:
         """Say whether `values` adds words to a number's own values, and recodes none of them."""
         return self.feature.type == "number" and all(isinstance(key, str) for key in self._values)
 
@@ -102,7 +102,7 @@ class _Reader:
                 return self._mapped(meaning)
         if not word(cell):
             return None, "missing"
-        if self.column.values and not self._only_words:
+        if self.column.values and not self._is_text:
             return None, "unmapped"
         if self.feature.type == "category":
             level = self._levels.get(word(cell).casefold())

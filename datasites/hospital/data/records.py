@@ -21,6 +21,7 @@ class Prepared(Agreed):
 
     content_hash: of the records (`records_digest`), so an approval, which binds a commitment to it, binds the very
     numbers that are trained on. It confirms guesses at them, so it never leaves this folder.
+    patient_unit: the privacy unit when they were encoded; nothing decides by it, and stored descriptions have it.
     """
 
     content_hash: str

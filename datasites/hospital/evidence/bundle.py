@@ -62,7 +62,7 @@ class EvidenceContents:
     identity: Identity
     hospital: str
     title: str
-    study: str
+    study_hash: str
     approval_terms: bytes
     frozen: Mapping[str, bytes]
     findings: Sequence[Mapping[str, Any]]
@@ -90,7 +90,7 @@ def build_bundle(out: Path, contents: EvidenceContents) -> tuple[Check, ...]:
     index = canonical_json(
         {
             "format": FORMAT,
-            "study": contents.study,
+            "study": contents.study_hash,
             "approval": sha256_hex(contents.approval_terms),
             "hospital": contents.hospital,
             "public_key": contents.identity.public_key,
@@ -164,7 +164,7 @@ code { overflow-wrap: anywhere; }
 
 def _summary(contents: EvidenceContents, log: Sequence[LogRecord]) -> str:
     """Return a page for people, with no script, no link to anywhere, and everything from outside escaped."""
-    mine = [record for record in log if record.fields.get("study") == contents.study]
+    mine = [record for record in log if record.fields.get("study") == contents.study_hash]
     approved = [
         (r.time, r.fields.get("role"), r.fields.get("person"), str(r.fields.get("hash"))[:12], r.fields.get("reason"))
         for r in mine
@@ -197,7 +197,7 @@ def _summary(contents: EvidenceContents, log: Sequence[LogRecord]) -> str:
     ledger = [(e.get("round"), json.dumps({k: v for k, v in e.items() if k != "round"})) for e in contents.ledger]
     facts = [
         ("Hospital", contents.hospital),
-        ("Study hash", contents.study),
+        ("Study hash", contents.study_hash),
         ("Approval hash", sha256_hex(contents.approval_terms)),
         ("Exported", contents.created.isoformat(timespec="seconds")),
         ("Key fingerprint", fingerprint(contents.identity.public_key)),

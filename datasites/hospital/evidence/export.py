@@ -43,13 +43,13 @@ def export_evidence(site: Site, case_id: int, out: Path) -> tuple[Check, ...]:
 
 def _export(site: Site, case_id: int, out: Path) -> tuple[Check, ...]:
     case = open_case(site.home, find_case(case_id))
-    study = case.row.study_hash
+    study_hash = case.row.study_hash
     compliance.finish_interrupted(site)
     pending.finish_all(site)
     owed.settle_all(site)
     log_newest(site, case.row)
     site.audit.checkpoint()
-    heads = site.home.secagg / study / COUNTERPARTY_HEADS
+    heads = site.home.secagg / study_hash / COUNTERPARTY_HEADS
     decisions = [decision.record for decision in PolicyDecision.objects.filter(case=case.row)]
     registry = _registry(site, case, decisions)
     return build_bundle(
@@ -58,14 +58,14 @@ def _export(site: Site, case_id: int, out: Path) -> tuple[Check, ...]:
             identity=site.identity,
             hospital=site.home.settings.organisation,
             title=case.study.title,
-            study=study,
+            study_hash=study_hash,
             approval_terms=ApprovalTerms.model_validate(case.row.approval_terms).canonical(),
             frozen=case.package.files,
             findings=case.row.findings,
             decisions=decisions,
             ledger=[
-                ledger.round_entry(case.dataset, study, charge)
-                for charge in sorted(ledger.charged_rounds(case.dataset, study))
+                ledger.round_entry(case.dataset, study_hash, charge)
+                for charge in sorted(ledger.charged_rounds(case.dataset, study_hash))
             ],
             registry=registry.canonical(),
             openings=_openings(site, case, registry),

@@ -345,7 +345,7 @@ class _Bundle:
         self.index: dict[str, Any] = {}
         self.format = 0
         self.key = ""
-        self.study = ""  # hash of the frozen files; audit records name it
+        self.study_hash = ""  # hash of the frozen files; audit records name it
         self.approval = ""  # hash of the terms, which hold the study hash; people approve it
         self.approval_terms: dict[str, Any] = {}
         self.log = _Log()
@@ -437,12 +437,12 @@ class _Log:
         self.places: dict[tuple[str, str], int] = {}
         self._by_kind: dict[str, list[dict[str, Any]]] = {}
 
-    def add(self, record: dict[str, Any], study: str) -> None:
+    def add(self, record: dict[str, Any], study_hash: str) -> None:
         self.length, kind, fields = record["seq"], record["kind"], record["fields"]
         self.seqs[bytes.fromhex(record["hash"])] = self.length
         if kind == "released":
             self.released.append(self.length)
-        mine = fields.get("study") == study
+        mine = fields.get("study") == study_hash
         if mine or kind in self.KEPT:
             kept = {name: record[name] for name in ("seq", "time", "kind", "fields")}
             self.kept.append(kept)
@@ -555,9 +555,9 @@ def _index(bundle: _Bundle) -> str:
             hashed.update(piece)
         if hashed.hexdigest() != digest:
             raise Fault(f"{name} was changed: its content does not have the digest in the index")
-    bundle.index, bundle.key, bundle.study = index, index["public_key"], index["study"]
+    bundle.index, bundle.key, bundle.study_hash = index, index["public_key"], index["study"]
     bundle.approval = index["approval"]
-    if not all(_HEX64.fullmatch(value) for value in (bundle.key, bundle.study, bundle.approval)):
+    if not all(_HEX64.fullmatch(value) for value in (bundle.key, bundle.study_hash, bundle.approval)):
         raise Fault("index.json has no valid public key, study hash or approval hash")
     return f"{len(index['files'])} files are listed and unchanged"
 
@@ -584,12 +584,12 @@ def _study(bundle: _Bundle) -> str:
         raise Fault("terms.json does not have the approval hash as its digest: these are not the terms approved")
     files = [name for name in bundle.index["files"] if name.startswith("frozen/")]
     digests = {name[len("frozen/") :]: bundle.index["files"][name] for name in files}
-    if not files or _sha256(_canonical(digests)) != bundle.study:
+    if not files or _sha256(_canonical(digests)) != bundle.study_hash:
         raise Fault("the frozen files do not have the study hash as their digest: this is not the code approved")
     bundle.approval_terms = bundle.json("terms.json")
-    if bundle.approval_terms["study_hash"] != bundle.study:
+    if bundle.approval_terms["study_hash"] != bundle.study_hash:
         raise Fault("terms.json is about another study")
-    return f"{len(files)} frozen files are study {bundle.study[:12]}…; terms and files are what was approved"
+    return f"{len(files)} frozen files are study {bundle.study_hash[:12]}…; terms and files are what was approved"
 
 
 def _audit(bundle: _Bundle) -> str:
@@ -606,7 +606,7 @@ def _audit(bundle: _Bundle) -> str:
             _check_head(bundle.key, number - 1, previous, fields["signature"], f"the checkpoint in record {number}")
             checkpoints += 1
         previous = record["hash"]
-        bundle.log.add(record, bundle.study)
+        bundle.log.add(record, bundle.study_hash)
     if not number:
         raise Fault("audit.jsonl is empty")
     last = bundle.json("audit.head.json")
@@ -759,7 +759,7 @@ def _logged(bundle: _Bundle) -> str:
                 raise Fault(f"{name}: entry {position} stands twice")
             digests.add(digest)
         replaced = _replaced(bundle) if kind == "charged" else set()
-        for record in bundle.log.of(kind, bundle.study):
+        for record in bundle.log.of(kind, bundle.study_hash):
             if record["fields"].get("digest") not in digests and record["seq"] not in replaced:
                 raise Fault(f"{name}: what record {record['seq']} of the audit log is about is left out")
         total += len(digests)
@@ -768,7 +768,7 @@ def _logged(bundle: _Bundle) -> str:
 
 def _replaced(bundle: _Bundle) -> set[int]:
     """Return the records of charges that two people replaced by a larger one after a restore."""
-    charged = bundle.log.of("charged", bundle.study)
+    charged = bundle.log.of("charged", bundle.study_hash)
     settled = {r["fields"]["round"]: r["seq"] for r in charged if r["fields"].get("settled")}
     return {r["seq"] for r in charged if r["seq"] < settled.get(r["fields"]["round"], 0)}
 
@@ -790,7 +790,7 @@ _TOLERANCE = 1e-6
 
 def _charges(bundle: _Bundle) -> str:
     """Log and ledger hold every charge in full, each after a reservation and within it; format 3: as planned."""
-    charged = bundle.log.of("charged", bundle.study)
+    charged = bundle.log.of("charged", bundle.study_hash)
     if bundle.format == 1:
         if any("charges" in r["fields"] for r in charged):
             raise Fault("index.json says format 1, which had no charges in the log; this log has them")
@@ -801,7 +801,7 @@ def _charges(bundle: _Bundle) -> str:
     for entry in bundle.entries("ledger.json"):
         for record in by_digest.get(_sha256(_canonical(entry)), ()):
             _compare(record, entry, bundle.format)
-    replaced, reserved = _replaced(bundle), bundle.log.of("reserved", bundle.study)
+    replaced, reserved = _replaced(bundle), bundle.log.of("reserved", bundle.study_hash)
     charged = [r for r in charged if r["seq"] not in replaced]
     totals: dict[str, _Events] = {}
     for record in charged:
@@ -1082,11 +1082,11 @@ class _Gate:
         overhead = math.log1p(-1 / self.order) - math.log(self.delta * self.order) / (self.order - 1)
         return max(0.0, self._totals[side] + overhead)
 
-    def _update(self, study: str, side: str) -> None:
-        before, now = self._committed.get((study, side), Counter()), self._accounts[study, side].committed()
+    def _update(self, study_hash: str, side: str) -> None:
+        before, now = self._committed.get((study_hash, side), Counter()), self._accounts[study_hash, side].committed()
         if now is before:
             return
-        self._committed[study, side] = now
+        self._committed[study_hash, side] = now
         self._counts[side].subtract(before)
         self._counts[side].update(now)
         self._totals[side] += self._divergence_of(now) - self._divergence_of(before)
@@ -1140,7 +1140,7 @@ def _caps(bundle: _Bundle) -> str:
             promised.append((seq, gate.epsilon))
         elif kind in ("reserved", "charged", "reservation_released"):
             sides = gate.line(record)
-            if fields["study"] != bundle.study or fields.get("settled") or kind == "reservation_released":
+            if fields["study"] != bundle.study_hash or fields.get("settled") or kind == "reservation_released":
                 continue
             if not promised:
                 raise Fault(f"record {seq} is about population {name}, whose budget the log has not opened before")
@@ -1161,7 +1161,7 @@ def _caps(bundle: _Bundle) -> str:
 def _caps_of_decisions(bundle: _Bundle, promised: Sequence[tuple[int, float]]) -> str:
     """Check that figures of allowed decisions are within caps no wider than the log says; returns a note."""
     unheld = 0
-    reserved = [r for r in bundle.log.of("reserved", bundle.study) if "study_epsilon" in r["fields"]]
+    reserved = [r for r in bundle.log.of("reserved", bundle.study_hash) if "study_epsilon" in r["fields"]]
     seqs = [seq for seq, _ in promised]
     for position, digest, decision in bundle.decisions():
         budget = (decision["facts"] or {}).get("budget")
@@ -1219,8 +1219,8 @@ def _decisions(bundle: _Bundle) -> str:
 
 
 def _approvals(bundle: _Bundle) -> str:
-    approved = [r for r in bundle.log.of("approved", bundle.study) if r["fields"]["hash"] == bundle.approval]
-    ran = [r["seq"] for kind in ("charged", "released") for r in bundle.log.of(kind, bundle.study)]
+    approved = [r for r in bundle.log.of("approved", bundle.study_hash) if r["fields"]["hash"] == bundle.approval]
+    ran = [r["seq"] for kind in ("charged", "released") for r in bundle.log.of(kind, bundle.study_hash)]
     people: dict[str, set[str]] = {"steward": set(), "privacy_officer": set()}
     for role in people if ran else ():
         mine = [r for r in approved if r["fields"]["role"] == role]
@@ -1250,7 +1250,7 @@ def _require_two(people: Mapping[str, set[str]]) -> None:
 
 
 def _releases(bundle: _Bundle) -> str:
-    released = bundle.log.of("released", bundle.study)
+    released = bundle.log.of("released", bundle.study_hash)
     charged: dict[int, int] = {}
     for entry in bundle.entries("ledger.json"):
         seq = bundle.place("charged", _sha256(_canonical(entry)))

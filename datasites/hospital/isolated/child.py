@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datasites.enclave.confine import WorkerLimits, confine, end_with_parent
 from datasites.hospital.isolated.frames import (
     FAILED,
-    MOST_WORDS,
+    LONGEST_MESSAGE,
     READY,
     Numbers,
     WorkFailed,
@@ -72,10 +72,10 @@ def _reply_to(answer: Answer, request: bytes, content: Callable[[], bytes]) -> b
     except MemoryError:
         raise
     except DatasitesError as error:
-        failed = WorkFailed(failure="refused", error=type(error).__name__[:100], message=str(error)[:MOST_WORDS])
+        failed = WorkFailed(failure="refused", error=type(error).__name__[:100], message=str(error)[:LONGEST_MESSAGE])
     except Exception as error:
         where = "".join(traceback.format_tb(error.__traceback__))
-        failed = WorkFailed(failure="unexpected", error=type(error).__name__[:100], where=where[-MOST_WORDS:])
+        failed = WorkFailed(failure="unexpected", error=type(error).__name__[:100], where=where[-LONGEST_MESSAGE:])
     return packed(failed.canonical(), {}, FAILED)
 
 

@@ -28,7 +28,7 @@ CHUNK, END = 1024 * 1024, b""
 #: Bytes of a message: what reads it takes many times as much, and a table's names and findings fit.
 MOST_MESSAGE = 16 * 1024 * 1024
 #: Letters of what is said of a failure.
-MOST_WORDS = 8000
+LONGEST_MESSAGE = 8000
 #: Names of the tensor that is JSON: what was asked for, or `WorkFailed`.
 MESSAGE, FAILED = "message", "failed"
 
@@ -42,8 +42,8 @@ class WorkFailed(Agreed):
 
     failure: Literal["refused", "memory", "unexpected"]
     error: Annotated[str, Field(max_length=100)]
-    message: Annotated[str, Field(max_length=MOST_WORDS)] = ""
-    where: Annotated[str, Field(max_length=MOST_WORDS)] = ""
+    message: Annotated[str, Field(max_length=LONGEST_MESSAGE)] = ""
+    where: Annotated[str, Field(max_length=LONGEST_MESSAGE)] = ""
 
 
 def framed(data: bytes) -> bytes:

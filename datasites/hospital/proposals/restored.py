@@ -124,17 +124,17 @@ def hold_against(site: Site, heads: Iterable[Head | PublicHead]) -> list[Head | 
     """Compare heads that others hold with the log; where it lacks one, nothing runs until two people settle that."""
     unknown = unknown_heads(site, heads)
     if unknown:
-        known = _foreign_heads(site.home)
+        known = _unknown_heads(site.home)
         entries = [head.model_dump(mode="json") for head in unknown]
         replace_durably(
-            site.home.foreign_heads, json.dumps([*known, *(entry for entry in entries if entry not in known)]).encode()
+            site.home.unknown_heads, json.dumps([*known, *(entry for entry in entries if entry not in known)]).encode()
         )
     return unknown
 
 
-def _foreign_heads(home: Home) -> list[dict[str, object]]:
+def _unknown_heads(home: Home) -> list[dict[str, object]]:
     try:
-        found: list[dict[str, object]] = json.loads(home.foreign_heads.read_bytes())
+        found: list[dict[str, object]] = json.loads(home.unknown_heads.read_bytes())
     except FileNotFoundError:
         return []
     return found
@@ -150,7 +150,7 @@ def require_enough(site: Site, lost: Sequence[LostStudy]) -> None:
     _require_known_populations(site.home, lost)
     _require_known_journals(site.home, lost)
     _require_prices(site.home, lost)
-    counted = [int(str(head["releases"])) for head in _foreign_heads(site.home) if head.get("format") == 2]
+    counted = [int(str(head["releases"])) for head in _unknown_heads(site.home) if head.get("format") == 2]
     if not counted:
         return
     now = site.audit.public_head().releases
@@ -171,13 +171,13 @@ def require_enough(site: Site, lost: Sequence[LostStudy]) -> None:
         )
 
 
-def _may_have_released(home: Home, study: str, account: StudyAccount) -> int:
+def _may_have_released(home: Home, study_hash: str, account: StudyAccount) -> int:
     """Say how many releases this log may lack of a study that it knows."""
     if account.is_in_full:
-        return _planned_rounds(home, study)  # since nothing says which of its rounds were released
+        return _planned_rounds(home, study_hash)  # since nothing says which of its rounds were released
     if not account.reserved or account.released:
         return 0
-    return max(0, _planned_rounds(home, study) - len(account.charged))
+    return max(0, _planned_rounds(home, study_hash) - len(account.charged))
 
 
 def _require_known_populations(home: Home, lost: Sequence[LostStudy]) -> None:
@@ -225,7 +225,7 @@ def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: s
     # As the log was found, and not whether an anchor is there now: one that was written since knows of nothing lost.
     sure = ledger_log.standing(home) != "missing" and not log_state.unpriced()
     # Whoever holds a head that the log lacks has seen releases of which the anchors beside it may know nothing either.
-    anchors_tell = not _foreign_heads(home)
+    anchors_tell = not _unknown_heads(home)
     names = {study.population for study in lost} | set(Population.objects.values_list("name", flat=True))
     names |= set(LedgerEntry.objects.values_list("population", flat=True).distinct())
     names |= {name for one in known for name in (*one.populations, *one.studies)}
@@ -242,7 +242,7 @@ def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: s
         _stop_studies(log_state.studies.keys() | names)
         ledger_log.settle_anchor(home)
         replace_durably(home.fork, fork.canonical())
-        home.foreign_heads.unlink(missing_ok=True)
+        home.unknown_heads.unlink(missing_ok=True)
         for path in home.ledger_pending.glob("*.json"):
             path.unlink(missing_ok=True)  # what it named is in all three now
         require_one_story(home)
@@ -256,7 +256,7 @@ def _known_accounts(home: Home) -> tuple[ledger_log.LogState, ...]:
 
 def _declare(site: Site, by: tuple[str, str], reason: str, lost: Sequence[LostStudy]) -> Fork:
     continues = site.audit.public_head()
-    heads = [str(head["hash"]) for head in _foreign_heads(site.home)]
+    heads = [str(head["hash"]) for head in _unknown_heads(site.home)]
     record = site.audit.append(
         RESTORED,
         continues=continues.hash,
@@ -328,73 +328,73 @@ def _settle_accounts(
 
 
 def _with_all_that_may_have_left(
-    home: Home, study: str, account: StudyAccount, *, sure: bool, may_go_on: bool
+    home: Home, study_hash: str, account: StudyAccount, *, sure: bool, may_go_on: bool
 ) -> StudyAccount:
     """Return an open study's account, charged for each round its journal reached; in full where that is unknown."""
     if account.released or not account.reserved or account.is_in_full:
         return account
     if not may_go_on:
         return balances.in_full(account)
-    reached = reached_round(home, study)
+    reached = reached_round(home, study_hash)
     if reached is None:
         return account if sure else balances.in_full(account)
-    return charged_up_to(home, study, account, reached)
+    return charged_up_to(home, study_hash, account, reached)
 
 
-def reached_round(home: Home, study: str) -> int | None:
+def reached_round(home: Home, study_hash: str) -> int | None:
     """Return the last round that the anchor of a study's journal knows; None where it is missing or damaged."""
     from datasites.secagg.journal import Anchor  # the secure sum, for whoever reads a journal's anchor
 
     try:
-        return Anchor.parse((home.anchors / study).read_bytes()).last_round
+        return Anchor.parse((home.anchors / study_hash).read_bytes()).last_round
     except (FileNotFoundError, ValidationError, ValueError):
         return None
 
 
-def charged_up_to(home: Home, study: str, account: StudyAccount, reached: int) -> StudyAccount:
+def charged_up_to(home: Home, study_hash: str, account: StudyAccount, reached: int) -> StudyAccount:
     """Return the account with all rounds up to `reached` charged, each as the study calls for it."""
     missing = [round for round in range(1, reached + 1) if round not in account.charged]
     if not missing:
         return account
-    case = _case(home, study)
+    case = _case(home, study_hash)
     if case is None:
         return balances.in_full(account)  # what its rounds cost is not known any more
     planned = {round: balances.prices_of(case.planned(round)) for round in missing}
     return StudyAccount(account.reserved, {**account.charged, **planned}, account.released)
 
 
-def charge_what_is_reached(site: Site, study: str) -> None:
+def charge_what_is_reached(site: Site, study_hash: str) -> None:
     """Charge all rounds that a study's journal reached, before its keys are given up; nothing where all were charged.
 
     Raises `DatasitesError` for a study that was charged in full: no round of it may run again.
     """
     for population, studies in ledger_log.tell(site.home).studies.items():
-        if study not in studies:
+        if study_hash not in studies:
             continue
         with budget_lock(population):
             pending.finish(site, population)
             require_one_story(site.home, population)
-            require_rounds_left(site.home, study)
-            account = ledger_log.tell(site.home).of(population)[study]
-            after = charged_up_to(site.home, study, account, reached_round(site.home, study) or 0)
+            require_rounds_left(site.home, study_hash)
+            account = ledger_log.tell(site.home).of(population)[study_hash]
+            after = charged_up_to(site.home, study_hash, account, reached_round(site.home, study_hash) or 0)
             if after.is_in_full:
                 raise DatasitesError(
-                    f"study {study[:12]}: its case can't be opened, so that nothing says what its rounds cost; revoke "
-                    "it, and ask for a new submission"
+                    f"study {study_hash[:12]}: its case can't be opened, so that nothing says what its rounds cost; "
+                    "revoke it, and ask for a new submission"
                 )
             for round in sorted(after.charged.keys() - account.charged.keys()):
-                line = pending.Line(kind="charge", population=population, study=study, round=round)
+                line = pending.Line(kind="charge", population=population, study=study_hash, round=round)
                 pending.write(site, line, after.charged[round])
 
 
-def require_rounds_left(home: Home, study: str) -> None:
+def require_rounds_left(home: Home, study_hash: str) -> None:
     """Raise `DatasitesError` for a study that was charged in full: no round of it may run here again."""
-    if any(account.is_in_full for account in ledger_log.tell(home).accounts_of_study(study)):
-        raise DatasitesError(f"study {study[:12]}: {balances.IN_FULL}")
+    if any(account.is_in_full for account in ledger_log.tell(home).accounts_of_study(study_hash)):
+        raise DatasitesError(f"study {study_hash[:12]}: {balances.IN_FULL}")
 
 
-def _case(home: Home, study: str) -> OpenCase | None:
-    row = Case.objects.filter(study_hash=study).exclude(state=Case.State.REFUSED).first()
+def _case(home: Home, study_hash: str) -> OpenCase | None:
+    row = Case.objects.filter(study_hash=study_hash).exclude(state=Case.State.REFUSED).first()
     if row is None:
         return None
     try:
@@ -405,8 +405,8 @@ def _case(home: Home, study: str) -> OpenCase | None:
         return None
 
 
-def _planned_rounds(home: Home, study: str) -> int:
-    case = _case(home, study)
+def _planned_rounds(home: Home, study_hash: str) -> int:
+    case = _case(home, study_hash)
     return 0 if case is None else case.study.rounds + 1
 
 

@@ -23,19 +23,19 @@ from datasites.hospital.site import Site
 from datasites.study.letters import Abstention
 
 
-def said_of(round: Round) -> Abstention:
+def abstention_of(round: Round) -> Abstention:
     """Return what the researcher is told of a round that is sat out."""
     return Abstention.model_validate({name: round.abstention[name] for name in Abstention.model_fields})
 
 
-def log_abstention(site: Site, study: str, round: Round) -> None:
+def log_abstention(site: Site, study_hash: str, round: Round) -> None:
     """Write into the audit log, once, that this round is sat out, and by whom or by which controls."""
     found = dict(round.abstention)
     reason = found.pop("told", None)
     if reason is None:
         return  # of an older version, which had logged it by then
     kind = "sat_out" if "person" in found else "abstained"
-    site.audit.append_once(kind, study=study, round=round.round, reason=reason, **found)
+    site.audit.append_once(kind, study=study_hash, round=round.round, reason=reason, **found)
 
 
 def log_newest(site: Site, row: Case) -> None:

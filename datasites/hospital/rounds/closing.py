@@ -98,18 +98,18 @@ def _keep_heads(site: Site, case: OpenCase, post: StudyMail, heads: Mapping[str,
 
 def send_account(home: Home, post: StudyMail) -> bool:
     """Send the account of a study that was closed, as it was stored; False when it can't be sent now."""
-    account = letters.PrivacyStatement.parse(_stored(home, post.study).read_bytes())
+    account = letters.PrivacyStatement.parse(_stored(home, post.study_hash).read_bytes())
     return post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json"))
 
 
-def results_of(home: Home, study: str) -> dict[str, bytes]:
+def results_of(home: Home, study_hash: str) -> dict[str, bytes]:
     """Return what a closed study has as outputs in syft, by name: its account as it was sent; none where it is lost."""
-    path = _stored(home, study)
+    path = _stored(home, study_hash)
     return {ACCOUNT_FILE: path.read_bytes()} if path.exists() else {}
 
 
-def _stored(home: Home, study: str) -> Path:
-    return home.secagg / study / ACCOUNT_FILE
+def _stored(home: Home, study_hash: str) -> Path:
+    return home.secagg / study_hash / ACCOUNT_FILE
 
 
 def _account(site: Site, case: OpenCase, row: Case) -> letters.PrivacyStatement:
@@ -127,11 +127,11 @@ def _account(site: Site, case: OpenCase, row: Case) -> letters.PrivacyStatement:
         cap=case.study_cap,
         charged=charged,
         head=site.audit.public_head(),
-        fork=told_fork(site.home),
+        fork=reported_fork(site.home),
     )
 
 
-def told_fork(home: Home) -> Fork | None:
+def reported_fork(home: Home) -> Fork | None:
     """Return what others are told of the last restore of this hospital's log; None where there was none."""
     try:
         return Fork.parse(home.fork.read_bytes())

@@ -48,9 +48,9 @@ class _Hour:
 class StudyMail:
     """Letters of one study, to and from its researcher and the other hospitals."""
 
-    def __init__(self, site: Site, mailroom: Mailroom, study: str, researcher: str) -> None:
+    def __init__(self, site: Site, mailroom: Mailroom, study_hash: str, researcher: str) -> None:
         self._site, self._mailroom = site, mailroom
-        self.study, self.researcher = study, researcher
+        self.study_hash, self.researcher = study_hash, researcher
         self._posted: set[Posted] = set()
         self._repeats = Repeats()
         self._noted: set[tuple[object, ...]] = set()
@@ -58,11 +58,11 @@ class StudyMail:
 
     def mailbox(self, sure: Iterable[tuple[int, str, str]] = ()) -> list[tuple[int, str, str]]:
         """Return (round, kind, sender) of the letters to us in the store, unchecked; see `Mailroom.mailbox`."""
-        return self._mailroom.mailbox(self.study, sure)
+        return self._mailroom.mailbox(self.study_hash, sure)
 
     def collect(self, before: int) -> None:
         """Remove from the store what rounds before this one have left there."""
-        self._mailroom.collect(self.study, before=before)
+        self._mailroom.collect(self.study_hash, before=before)
 
     def collect_setup(self, epoch: int, *, over: bool = False) -> None:
         """Remove what the setup of epochs up to this one has left in the store.
@@ -74,7 +74,7 @@ class StudyMail:
             setup = letters.setup_epoch(kind)
             return setup is not None and (setup[1] < epoch or (setup[1] == epoch and (over or setup[0] != "ready")))
 
-        self._mailroom.collect_kinds(self.study, letters.SETUP_ROUND, is_done, blobs_too=over)
+        self._mailroom.collect_kinds(self.study_hash, letters.SETUP_ROUND, is_done, blobs_too=over)
 
     @property
     def looks_at(self) -> float | None:
@@ -84,7 +84,7 @@ class StudyMail:
     def look_again(self) -> None:
         """See whether letters that wait for an answer still lie in the store; one that doesn't is owed again."""
         for to, round, kind in self._repeats.due():
-            if not self._mailroom.lies(to, self.study, round, kind):
+            if not self._mailroom.lies(to, self.study_hash, round, kind):
                 self._posted.discard((to, round, kind))
         for party in list(self._hours):
             self._this_hour(party)
@@ -103,7 +103,7 @@ class StudyMail:
         most: bytes of its blob at most; None for the mailroom's own limit.
         """
         try:
-            return self._mailroom.receive(sender, self.study, round, kind, max_blob=most)
+            return self._mailroom.receive(sender, self.study_hash, round, kind, max_blob=most)
         except StoreError:
             raise
         except (Rejected, IdentityError, ValueError) as error:
@@ -119,7 +119,7 @@ class StudyMail:
         mailbox that is out of order).
         """
         try:
-            self._mailroom.send(to, self.study, round, kind, body, blob)
+            self._mailroom.send(to, self.study_hash, round, kind, body, blob)
         except WHOLE_STORE:
             raise
         except (IdentityError, StoreError) as error:
@@ -146,9 +146,9 @@ class StudyMail:
         if hour.records >= RECORDS_PER_HOUR:
             hour.left_out += 1
             return
-        log.warning("study %s: %s: %s", self.study[:12], event, reason)
+        log.warning("study %s: %s: %s", self.study_hash[:12], event, reason)
         try:
-            self._site.audit.append(event, study=self.study, reason=str(reason)[:500], **fields)
+            self._site.audit.append(event, study=self.study_hash, reason=str(reason)[:500], **fields)
         except Exception:
             hour.left_out += 1
             raise
@@ -167,8 +167,8 @@ class StudyMail:
 
     def _count_left_out(self, party: str, hour: _Hour) -> None:
         if hour.left_out:
-            log.warning("study %s: %d more events of %s were left out", self.study[:12], hour.left_out, party)
-            self._site.audit.append("events_left_out", study=self.study, party=party[:320], count=hour.left_out)
+            log.warning("study %s: %d more events of %s were left out", self.study_hash[:12], hour.left_out, party)
+            self._site.audit.append("events_left_out", study=self.study_hash, party=party[:320], count=hour.left_out)
             hour.left_out = 0
 
     def close(self) -> None:

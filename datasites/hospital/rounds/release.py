@@ -25,7 +25,7 @@ from django.db import transaction
 from datasites.hospital.audit.log import Value
 from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.models import Round
-from datasites.hospital.rounds.closing import told_fork
+from datasites.hospital.rounds.closing import reported_fork
 from datasites.hospital.rounds.mail import StudyMail
 from datasites.hospital.site import Site
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SecaggError
@@ -49,7 +49,7 @@ class RoundReleases:
 
     def __init__(self, site: Site, case: OpenCase, post: StudyMail, journal: Journal) -> None:
         self._site, self._case, self._post, self._journal = site, case, post, journal
-        self._study = case.row.study_hash
+        self._study_hash = case.row.study_hash
         self._researcher = case.study.researcher
         #: Whether a record may be in the log whose journal entry was never made: since a start, or since an error.
         self._unsure = True
@@ -126,7 +126,7 @@ class RoundReleases:
         assert state is not None
         assert state.open is not None
         manifest, sha256 = state.open.manifest, masked.header.payload
-        wanted: dict[str, Value] = {"study": self._study, "round": manifest.round, "sha256": sha256}
+        wanted: dict[str, Value] = {"study": self._study_hash, "round": manifest.round, "sha256": sha256}
         if not (restarted and self._site.audit.holds(RELEASED, **wanted)):
             self._site.audit.append(
                 RELEASED,
@@ -138,7 +138,7 @@ class RoundReleases:
             )
         row.state = Round.State.RELEASED
         row.audit_head = self._site.audit.public_head().model_dump(mode="json")
-        fork = told_fork(self._site.home)
+        fork = reported_fork(self._site.home)
         row.release = {
             "fork": None if fork is None else fork.model_dump(mode="json"),
             "vectors": {term.name: term.length for term in manifest.vectors},
@@ -182,7 +182,7 @@ class RoundReleases:
         write, self._unsure = (audit.append_once if self._unsure else audit.append), True
         write(
             "unmasked",
-            study=self._study,
+            study=self._study_hash,
             round=round,
             survivors=len(emails),
             digest=sha256_hex(canonical_json(emails)),

@@ -62,7 +62,7 @@ from datasites.hospital.cases.owed import settle
 from datasites.hospital.data.withdrawal import withdrawn
 from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.models import Case, Round
-from datasites.hospital.rounds.abstaining import log_abstention, said_of
+from datasites.hospital.rounds.abstaining import abstention_of, log_abstention
 from datasites.hospital.rounds.closing import closing_step
 from datasites.hospital.rounds.journals import journal_of, open_journal
 from datasites.hospital.rounds.mail import StudyMail
@@ -492,7 +492,7 @@ class StudyRun:
         return newest
 
     def _say_sat_out(self, round: Round) -> bool:
-        fields = said_of(round).model_dump(mode="json")
+        fields = abstention_of(round).model_dump(mode="json")
         return self._post.post(self._researcher, round.round, letters.ABSTAINED, fields)
 
     def _stop(self, row: Case, reason: str) -> None:

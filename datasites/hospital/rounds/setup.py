@@ -73,7 +73,7 @@ class EpochSetup:
 
     def __init__(self, site: Site, case: OpenCase, post: StudyMail, journal: Journal, folder: Path) -> None:
         self._site, self._case, self._post, self._journal, self._folder = site, case, post, journal, folder
-        self._study = case.row.study_hash
+        self._study_hash = case.row.study_hash
         self._researcher = case.study.researcher
         self._enrolled_at: float | None = None
         self._refused: set[int] = set()
@@ -204,7 +204,7 @@ class EpochSetup:
         roster = Roster.load(self._site.home.roster)
         context = EpochTerms.from_roster(
             roster,
-            study=self._study,
+            study_hash=self._study_hash,
             epoch=epoch,
             aggregator=self._researcher,
             hospitals=hospitals,

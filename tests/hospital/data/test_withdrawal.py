@@ -97,7 +97,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[set[tuple[float, ...]]]:
 
 
 def frozen_row(running: Running, patient: str) -> tuple[float, ...]:
-    with np.load(running.site.home.prepared / running.study / "records.npz") as stored:
+    with np.load(running.site.home.prepared / running.study_hash / "records.npz") as stored:
         (row,) = stored["x"][stored["patient"] == patient].tolist()
     return tuple(row)
 

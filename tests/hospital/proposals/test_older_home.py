@@ -77,7 +77,7 @@ def older(desk: Desk) -> Site:
     home = desk.site.home
     BudgetFact.objects.all().delete()
     Population.objects.all().delete()
-    for path in (home.audit, head_file(home.audit), home.foreign_heads):
+    for path in (home.audit, head_file(home.audit), home.unknown_heads):
         path.unlink(missing_ok=True)
     for folder in (home.anchors, home.ledger_pending):
         shutil.rmtree(folder, ignore_errors=True)

@@ -181,7 +181,7 @@ def test_anchors_that_came_back_with_the_home_tell_nothing_where_others_hold_a_h
         unlink = Path.unlink
 
         def kill(path: Path, missing_ok: bool = False) -> None:
-            if path != home.foreign_heads:
+            if path != home.unknown_heads:
                 return unlink(path, missing_ok=missing_ok)
             if killed.startswith("after"):
                 unlink(path, missing_ok=missing_ok)
@@ -240,7 +240,7 @@ def test_what_a_study_leaves_behind_shows_that_a_home_without_log_and_anchors_is
     if left != "rounds":
         Round.objects.all().delete()
     if left != "a journal":
-        shutil.rmtree(home.secagg / running.study / "journal")
+        shutil.rmtree(home.secagg / running.study_hash / "journal")
     shutil.rmtree(home.identities, ignore_errors=True)
     if left == "identities":
         home.identities.mkdir()
@@ -455,7 +455,7 @@ def test_steps_that_are_not_those_of_the_rounds_are_refused() -> None:
 def patients(running: Running) -> Iterator[list[str]]:
     """Pseudonyms of the running study's table; whoever withdraws is back after the test."""
     home = running.site.home
-    with np.load(records_folder(home, running.study) / "records.npz") as stored:
+    with np.load(records_folder(home, running.study_hash) / "records.npz") as stored:
         yield [str(patient) for patient in stored["patient"][:3]]
     shutil.rmtree(home.withdrawals, ignore_errors=True)
 

@@ -237,7 +237,7 @@ def test_heads_of_others_and_forged_ones_hold_nobody_up(site: Site) -> None:
         hold_against(site, [PublicHead.sign(stranger, 5, "ab" * 32)])
     with pytest.raises(InputError, match="ask its holder again"):
         hold_against(site, [true.model_copy(update={"releases": 5})])
-    assert not site.home.foreign_heads.exists()
+    assert not site.home.unknown_heads.exists()
 
 
 def test_the_anchor_of_a_journal_shows_a_study_that_nothing_else_knows(desk: Desk, put_back: Site) -> None:
@@ -340,7 +340,7 @@ def test_a_file_of_tables_that_was_put_back_three_rounds(running: Running, tmp_p
     assert [number for number in range(1, 5) if any(f"round {number}:" in words for words in bad)] == [2, 3, 4]
     site = settled(running.desk, site)
     # Round 5 was opened in the journal, which closes it for good; so it is paid for, too.
-    assert set(ledger_log.tell(site.home).of("heart")[running.study].charged) == {1, 2, 3, 4, 5}
+    assert set(ledger_log.tell(site.home).of("heart")[running.study_hash].charged) == {1, 2, 3, 4, 5}
     assert spent(site) > before
     row = Case.objects.get(pk=running.row.pk)
     assert row.state == Case.State.STOPPED
@@ -404,7 +404,7 @@ def test_rejoining_charges_what_the_anchors_know_and_goes_on_in_a_new_epoch(
     assert spent(site) == pytest.approx(before)
     row = lifecycle.rejoin(site, running.row.pk, running.desk.login("ann"), "restored")
     assert spent(site) == pytest.approx(before)
-    give_up_keys(home, running.study)
+    give_up_keys(home, running.study_hash)
     Case.objects.filter(pk=row.pk).update(rejoins=False)
     running.site = running.desk.site = site
     running.restart()
@@ -434,7 +434,7 @@ def test_rejoining_charges_rounds_that_the_journal_reached_and_nobody_charged(ru
     running.set_up()
     a_round(running, 1)
     running.run.close()
-    site, study = running.site, running.study
+    site, study = running.site, running.study_hash
     one = spent(site)
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
     _, path = journal_of(site.home, study)

@@ -11,7 +11,7 @@ from datasites.hospital.audit.log import AuditLog
 from datasites.hospital.cases import review
 from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds import lifecycle
-from datasites.hospital.rounds.abstaining import log_abstention, said_of
+from datasites.hospital.rounds.abstaining import abstention_of, log_abstention
 from datasites.hospital.rounds.journals import give_up_keys
 from datasites.hospital.rounds.release import RoundReleases
 from datasites.study import letters
@@ -117,7 +117,7 @@ def test_a_round_that_was_left_with_its_keys_is_not_answered_in_the_next_epoch(
     killed_at_release(running, monkeypatch, kill_before(Round, "save"))
     assert running.logged("released")
     lifecycle.rejoin(running.site, running.row.pk, running.desk.login("ann"), "the disk failed")
-    give_up_keys(running.site.home, running.study)  # as the service does, before it follows the study again
+    give_up_keys(running.site.home, running.study_hash)  # as the service does, before it follows the study again
     Case.objects.filter(pk=running.row.pk).update(rejoins=False)
     running.restart()
     running.set_up(epoch=1, first_round=2)
@@ -140,7 +140,7 @@ def test_a_hospital_that_gave_its_keys_up_says_so_of_each_new_round_until_the_ne
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
     lifecycle.rejoin(running.site, running.row.pk, running.desk.login("ann"), "the disk failed")
     running.run.close()
-    give_up_keys(running.site.home, running.study)
+    give_up_keys(running.site.home, running.study_hash)
     Case.objects.filter(pk=running.row.pk).update(rejoins=False)
     running.restart()
     running.steps()
@@ -172,7 +172,7 @@ def test_a_hospital_that_never_had_keys_answers_no_round_and_takes_the_first_epo
         Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
         lifecycle.rejoin(running.site, running.row.pk, running.desk.login("ann"), "to be sure")
         running.run.close()
-        give_up_keys(running.site.home, running.study)
+        give_up_keys(running.site.home, running.study_hash)
         Case.objects.filter(pk=running.row.pk).update(rejoins=False)
     running.restart()
     running.steps()
@@ -191,7 +191,7 @@ def test_a_round_that_was_only_sat_out_is_none_that_a_journal_has_lost(running: 
     running.restart()
     assert running.journal.floor == (-1, 0)
     running.run.close()
-    give_up_keys(running.site.home, running.study)
+    give_up_keys(running.site.home, running.study_hash)
     running.restart()
     assert running.journal.floor == (-1, 0)
     running.set_up()
@@ -201,7 +201,7 @@ def test_a_round_that_was_only_sat_out_is_none_that_a_journal_has_lost(running: 
 
 
 def test_a_round_whose_release_is_logged_is_no_abstention_either(running: Running) -> None:
-    running.site.audit.append("released", study=running.study, round=1)
+    running.site.audit.append("released", study=running.study_hash, round=1)
     running.run._abstain(running.row, 1, "failed", (), "its letter can't be read")
     running.row.refresh_from_db()
     assert running.row.state == Case.State.STOPPED
@@ -217,7 +217,7 @@ def test_what_people_answered_stands_against_what_the_service_would(running: Run
     running.run._abstain(running.row, 1, "denied", ("irb",), "denied by irb")
     assert len(running.logged("sat_out")) == 1
     assert not running.logged("abstained")
-    assert said_of(Round.objects.get()) == letters.Abstention(outcome="failed")
+    assert abstention_of(Round.objects.get()) == letters.Abstention(outcome="failed")
 
 
 def killed_at_release(running: Running, monkeypatch: pytest.MonkeyPatch, kill: Callable[[Any], None]) -> None:
@@ -271,7 +271,7 @@ def test_that_people_sit_a_round_out_is_logged_once_it_is_decided_and_once(
     ]
     wanted = {"round": 1, "person": "bob", "role": "privacy_officer", "reason": "out of memory"}
     assert wanted.items() <= record.fields.items()
-    assert said_of(round) == letters.Abstention(outcome="failed"), "no reason and nobody's name"
+    assert abstention_of(round) == letters.Abstention(outcome="failed"), "no reason and nobody's name"
 
 
 def test_people_sit_the_newest_round_out_and_none_that_was_left_before_it(desk: Desk) -> None:

@@ -45,7 +45,7 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def lay(running: Running, name: str) -> None:
-    folder = Path(str(running.store.local), letter_folder(running.study, OWN))
+    folder = Path(str(running.store.local), letter_folder(running.study_hash, OWN))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.{RESEARCHER}").write_bytes(b"x")
 
@@ -68,7 +68,7 @@ def test_files_named_like_offers_neither_stop_a_hospital_nor_fill_its_log(
         before = len(received)
         running.run.step()
         assert len(received) - before <= OFFERS_PER_STEP + LETTERS_PER_STEP + 10
-    names = running.store.list(letter_folder(running.study, OWN))
+    names = running.store.list(letter_folder(running.study_hash, OWN))
     assert [name for name in names if "offer-" in name] == [], "refused, and the true one collected after the setup"
     assert len(running.logged("letter_rejected")) <= RECORDS_PER_HOUR
     assert running.site.home.audit.stat().st_size - began < 64 * 1024
@@ -181,7 +181,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Hands:
 
 def lose(running: Running, clock: Hands, number: int, kind: str) -> bytes:
     """Take the hospital's letter to the researcher out of the store, and let its pause pass."""
-    key = letter_key(OWN, running.study, RESEARCHER, number, kind)
+    key = letter_key(OWN, running.study_hash, RESEARCHER, number, kind)
     data = running.store.get(key)
     assert data is not None
     running.store.delete(key)
@@ -196,16 +196,18 @@ def test_each_letter_that_the_store_loses_is_put_again_byte_for_byte(clock: Hand
     for _ in range(3):
         data = lose(running, clock, 0, letters.certificate_kind(0))
         running.run.step()
-        assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 0, letters.certificate_kind(0))) == data
+        assert (
+            running.store.get(letter_key(OWN, running.study_hash, RESEARCHER, 0, letters.certificate_kind(0))) == data
+        )
     running.set_up()
     data = lose(running, clock, 0, letters.ready_kind(0))
     running.run.step()
-    assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 0, letters.ready_kind(0))) == data
+    assert running.store.get(letter_key(OWN, running.study_hash, RESEARCHER, 0, letters.ready_kind(0))) == data
     manifest = running.open(1)
     running.steps()
     data = lose(running, clock, 1, letters.MASKED)
     running.run.step()
-    assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 1, letters.MASKED)) == data
+    assert running.store.get(letter_key(OWN, running.study_hash, RESEARCHER, 1, letters.MASKED)) == data
     assert len(running.logged("released")) == 1
     running.survive(manifest)
     running.steps()
@@ -214,12 +216,12 @@ def test_each_letter_that_the_store_loses_is_put_again_byte_for_byte(clock: Hand
     assert running.heard(1, letters.MASKED) is None, "the survivors are named"
     data = lose(running, clock, 1, letters.UNMASK)
     running.run.step()
-    assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 1, letters.UNMASK)) == data
+    assert running.store.get(letter_key(OWN, running.study_hash, RESEARCHER, 1, letters.UNMASK)) == data
     running.open(2, value=1e30)  # beyond the bound on models
     running.steps()
     data = lose(running, clock, 2, letters.ABSTAINED)
     running.run.step()
-    assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 2, letters.ABSTAINED)) == data
+    assert running.store.get(letter_key(OWN, running.study_hash, RESEARCHER, 2, letters.ABSTAINED)) == data
 
 
 def test_studies_take_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +272,7 @@ def test_a_lost_account_is_put_again_after_the_study_was_closed(clock: Hands, ru
         while Case.objects.get(pk=running.row.pk).state != Case.State.CLOSED:
             turn(service)
         turn(service)
-        key = letter_key(OWN, running.study, RESEARCHER, 0, letters.ACCOUNT)
+        key = letter_key(OWN, running.study_hash, RESEARCHER, 0, letters.ACCOUNT)
         data = running.store.get(key)
         assert data is not None
         running.store.delete(key)

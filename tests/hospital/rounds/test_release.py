@@ -43,7 +43,7 @@ def is_sent(kind: str) -> Callable[..., bool]:
 
 def in_store(running: Running, number: int, kind: str) -> bytes | None:
     """The letter itself, which is encrypted anew where it is made anew."""
-    found: bytes | None = running.store.get(letter_key(OWN, running.study, RESEARCHER, number, kind))
+    found: bytes | None = running.store.get(letter_key(OWN, running.study_hash, RESEARCHER, number, kind))
     return found
 
 
@@ -66,7 +66,7 @@ def test_a_release_is_paid_for_and_written_down_before_it_leaves(
     def seen(room: Mailroom, to: str, study: str, number: int, kind: str, *rest: Any) -> None:
         if kind == letters.MASKED:
             manifest = running.journal.state.open.manifest
-            account = ledger.study_account(running.case.dataset, running.study)
+            account = ledger.study_account(running.case.dataset, running.study_hash)
             by_then.append(
                 (
                     ledger.is_charged(account, 1, running.case.round_asked(manifest)),

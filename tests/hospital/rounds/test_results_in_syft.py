@@ -80,7 +80,7 @@ def test_a_syft_user_finds_the_account_of_a_closed_study_where_results_are(
     account = closed(running, service)
     row = Case.objects.get(pk=running.row.pk)
     assert (row.state, row.recorded_in_syft) == (Case.State.CLOSED, False)
-    assert results_of(running.site.home, running.study) == {"account.json": account}
+    assert results_of(running.site.home, running.study_hash) == {"account.json": account}
     assert outputs(researcher, running) == []
     turn(service)
     assert Case.objects.get(pk=row.pk).recorded_in_syft
@@ -117,13 +117,13 @@ def test_killed_in_between_it_is_published_once_all_the_same(
         turn(service)
     assert outputs(researcher, running) == [("account.json", account)]
     job = Case.objects.get(pk=running.row.pk).job_name
-    before = said_of(running, job)
+    before = abstention_of(running, job)
     # By the service's own connection to syft, which is open: no turn publishes what is noted.
     service._control.publish_result(job, {"account.json": account}, RESEARCHER)
-    assert said_of(running, job) == before != {}, "the same again changes nothing"
+    assert abstention_of(running, job) == before != {}, "the same again changes nothing"
 
 
-def said_of(running: Running, job: str) -> dict[Path, bytes]:
+def abstention_of(running: Running, job: str) -> dict[Path, bytes]:
     """What the hospital's SyftBox holds about a job."""
     return {path: path.read_bytes() for path in running.site.home.syftbox.rglob("state.yaml") if job in path.parts}
 
@@ -141,7 +141,7 @@ def test_a_study_that_did_not_close_has_no_outputs(
     running: Running, service: Service, researcher: ResearcherControl
 ) -> None:
     """Nor one that was revoked after an account was stored, say by a service that was killed before it sent it."""
-    account = running.site.home.secagg / running.study / "account.json"
+    account = running.site.home.secagg / running.study_hash / "account.json"
     turn(service)
     account.parent.mkdir(parents=True, exist_ok=True)
     account.write_bytes(b"{}")
@@ -149,7 +149,7 @@ def test_a_study_that_did_not_close_has_no_outputs(
     turn(service)
     assert outputs(researcher, running) == []
     job = Case.objects.get(pk=running.row.pk).job_name
-    # By the service's own connection: a turn asks for no result of a study that did not close.
+    # By the service's own connection (private): a turn asks for no result of a study that did not close.
     with pytest.raises(ControlError, match="only an approved one"):
         service._control.publish_result(job, {"account.json": b"{}"}, RESEARCHER)
 
@@ -158,7 +158,7 @@ def test_an_account_that_is_lost_leaves_the_study_done_without_outputs(
     running: Running, service: Service, researcher: ResearcherControl
 ) -> None:
     closed(running, service)
-    (running.site.home.secagg / running.study / "account.json").unlink()
+    (running.site.home.secagg / running.study_hash / "account.json").unlink()
     turn(service)
     assert Case.objects.get(pk=running.row.pk).recorded_in_syft
     assert outputs(researcher, running) == []

@@ -177,7 +177,7 @@ def test_a_withdrawal_between_two_tries_gives_the_second_other_keys(
             with pytest.raises(Killed):
                 running.steps()
             running.restart()
-        with np.load(home.prepared / running.study / "records.npz") as stored:
+        with np.load(home.prepared / running.study_hash / "records.npz") as stored:
             patient = str(stored["patient"][0])
         home.withdrawals.mkdir(exist_ok=True)
         withdrawals.write_text(f'["{patient}"]')
@@ -209,7 +209,7 @@ def test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal(
     monkeypatch.setattr(RowWork, "begin", begun)
     home, withdrawals = running.site.home, running.site.home.withdrawals / "heart.json"
     running.set_up()
-    with np.load(home.prepared / running.study / "records.npz") as stored:
+    with np.load(home.prepared / running.study_hash / "records.npz") as stored:
         patient = str(stored["patient"][0])
         theirs = int((stored["patient"] == patient).sum())
     try:

@@ -96,7 +96,7 @@ def test_a_round_is_charged_before_it_trains(running: Running, monkeypatch: pyte
         work: RowWork, worker: Worker, case: OpenCase, manifest: RoundManifest, parameters: Any, key: bytes
     ) -> Any:
         paid = ledger.is_charged(
-            ledger.study_account(case.dataset, running.study), manifest.round, case.round_asked(manifest)
+            ledger.study_account(case.dataset, running.study_hash), manifest.round, case.round_asked(manifest)
         )
         charged_by_then.append((paid, len(running.logged("charged"))))
         return trained(work, worker, case, manifest, parameters, key)
@@ -115,7 +115,7 @@ def test_a_frozen_copy_that_was_changed_between_two_rounds_runs_no_more(running:
     running.open(1)
     running.steps()
     assert running.heard(1, letters.MASKED)
-    model = running.site.home.frozen / running.study / "model.py"
+    model = running.site.home.frozen / running.study_hash / "model.py"
     original = model.read_bytes()
     try:
         model.chmod(0o600)
@@ -135,7 +135,7 @@ def test_a_frozen_copy_that_was_changed_between_two_rounds_runs_no_more(running:
 
 @pytest.mark.parametrize("name", ["99999999.round", "00000017.round", "00000001.round", "00000000.offer-9", "x.round"])
 def test_a_file_that_is_no_letter_stops_nothing(running: Running, name: str) -> None:
-    running.store.put(f"{letter_folder(running.study, OWN)}/{name}.{RESEARCHER}", b"no letter")
+    running.store.put(f"{letter_folder(running.study_hash, OWN)}/{name}.{RESEARCHER}", b"no letter")
     running.set_up()
     running.open(1)
     running.steps()
@@ -219,7 +219,7 @@ def test_an_abstention_is_sent_again(running: Running, monkeypatch: pytest.Monke
     assert letter is not None
     assert letter.body == {"outcome": "failed", "controls": []}
     assert "manifest of round 2" in Round.objects.get().reason
-    assert not ledger.study_account(running.case.dataset, running.study).charged_events("training")
+    assert not ledger.study_account(running.case.dataset, running.study_hash).charged_events("training")
 
 
 @pytest.mark.parametrize("rule", ["dependent-rows", "monkey-patch", "model-error"])
@@ -443,7 +443,7 @@ def test_a_round_that_was_killed_right_after_its_charge_goes_on_under_it(
     running.steps()
     assert running.heard(1, letters.MASKED)
     (charged,) = running.logged("charged")
-    entry = ledger.round_entry(running.case.dataset, running.study, 1)
+    entry = ledger.round_entry(running.case.dataset, running.study_hash, 1)
     assert charged.fields["digest"] == sha256_hex(canonical_json(entry))
     assert json.loads(str(charged.fields["charges"])) == entry["charges"]
     assert charged.fields["population"] == "heart"
