@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -74,7 +73,7 @@ from datasites.control.sync_state import LARGEST_NUMBER, MOST_HANDLED, SyncLog
 from datasites.study.files import write_whole
 from datasites.study.identity import IdentityError
 from datasites.transport.store import WHOLE_STORE, StoreError
-from datasites.transport.writing import staged
+from datasites.transport.writing import put_folder
 
 logger = logging.getLogger(__name__)
 
@@ -209,11 +208,8 @@ class OwnerSyncer(DatasiteOwnerSyncer):
             )
             return
         self._require_room(folder.parent, submission)
-        with staged(self.syftbox_folder) as staging:
-            for path, content in submission.files.items():
-                write_whole(staging / path, content)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(staging, folder)
+        # It is on the disk before its message leaves the store.
+        put_folder(self.syftbox_folder, folder, submission.files)
         number, size = self._kept[submission.submitter]
         self._kept[submission.submitter] = number + 1, size + _size(submission)
 

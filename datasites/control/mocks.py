@@ -21,9 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -41,11 +39,10 @@ from datasites.control.connection import StoreConnection
 from datasites.control.sync_state import LARGEST_NUMBER, SyncLog
 from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.files import write_whole
 from datasites.study.identity import Email, Identity, IdentityError, verify_signature
 from datasites.study.roster import Roster
 from datasites.transport.store import WHOLE_STORE, Store, StoreError, TooLarge
-from datasites.transport.writing import staged
+from datasites.transport.writing import put_folder
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +273,7 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
             continue
         connection.is_in_order(folder)
         try:
-            _place(syftbox, root / name, {file: files[file] for file in (*manifest.files, SIGNED)})
+            put_folder(syftbox, root / name, {file: files[file] for file in (*manifest.files, SIGNED)})
         except OSError as error:
             # Our own trouble (disk), not the owner's: it stays and is tried again.
             logger.error("mock %s of %s: %s", name, owner, error)
@@ -302,17 +299,6 @@ def _require_room(root: Path, kept: Mapping[str, int], name: str, size: int) -> 
             "where the owner takes one out of its datasite.toml and starts again, it leaves the store: then remove it "
             f"from {root}, too, and this one is taken at a sync some minutes later"
         )
-
-
-def _place(syftbox: Path, folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put a whole mock in the place of the one before. Killed in between there is none, and it is taken again."""
-    with staged(syftbox) as staging:
-        for file, data in files.items():
-            write_whole(staging / file, data)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(staging, folder)
 
 
 def _download(reading: _Reading, folder: str, manifest: MockManifest) -> dict[str, bytes]:

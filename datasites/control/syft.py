@@ -48,7 +48,7 @@ from datasites.study.identity import Identity, IdentityError
 from datasites.study.roster import Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import WHOLE_STORE, Store, StoreError
-from datasites.transport.writing import clear_incoming, staged
+from datasites.transport.writing import clear_incoming, put_folder
 
 logger = logging.getLogger(__name__)
 
@@ -433,16 +433,12 @@ class ResearcherControl(_Control):
                 raise ControlError(f"{job_name} was submitted to {email} with other content; choose another name")
         else:
             sent = {"config.yaml": self._config(email, job_name, code), "run.sh": RUN_SCRIPT, **code}
-            with staged(self._manager.syftbox_folder) as staging:
-                for path, data in sent.items():
-                    write_whole(staging / path, data)
-                outgoing.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(staging, outgoing)
+            put_folder(self._manager.syftbox_folder, outgoing, sent)
         message = proposal(self.email, email, {f"{place}/{path}": data for path, data in sent.items()})
         self._manager.peer_manager.connection_router.watcher_send_proposed_file_changes_message(email, message)
         if kept != received:
             received.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(outgoing, received)
+            os.rename(outgoing, received)  # lost in a power cut, it is sent again
 
     def _submitted(self, email: str, job_name: str) -> Path:
         """Return where a submission lies once it was sent."""

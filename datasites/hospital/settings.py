@@ -21,6 +21,7 @@ from django.core.management.utils import get_random_secret_key
 from datasites.hospital.config import Home, OidcSettings
 from datasites.hospital.postgresql import PostgresAddress
 from datasites.study.errors import InputError
+from datasites.study.files import replace_durably
 
 home = Home.open(Path(os.environ["DATASITES_HOME"]))
 
@@ -45,10 +46,8 @@ def _secret_key() -> str:
         return path.read_text().strip()
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        key = get_random_secret_key()
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(key)
-        return key
+        replace_durably(path, get_random_secret_key().encode())
+        return path.read_text()  # of two processes that make one, the last
 
 
 def _provider(oidc: OidcSettings) -> dict[str, object]:

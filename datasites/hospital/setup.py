@@ -13,6 +13,7 @@ from datasites.hospital.audit.entered import pinned_by_people
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError, InputError
+from datasites.study.files import replace_durably
 from datasites.study.identity import Identity
 from datasites.study.roster import Roster, RosterEntry
 from datasites.transport.store import Store
@@ -32,7 +33,7 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
         raise InputError(f"{root}: the folder is not empty; choose a new one")
     root.mkdir(parents=True, exist_ok=True)
     root.chmod(0o700)
-    (root / CONFIG_FILE).write_text(settings_toml)
+    replace_durably(root / CONFIG_FILE, settings_toml.encode())
     try:
         home = Home.open(root)
         Sandbox(home.settings.sandbox).require()
@@ -59,7 +60,7 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
         )
     finally:
         control.close()
-    home.roster_entry.write_bytes(entry.canonical())
+    replace_durably(home.roster_entry, entry.canonical())
     # Itself included: the terms of a secure sum are built from the pinned roster alone.
     Roster(entries=(entry,)).save(home.roster)
     commitment = bind(home, party_content(entry))

@@ -154,8 +154,8 @@ class Federation:
                 Identity.generate(email).save(home / KEY_FILE, os.environ.get("DATASITES_PASSPHRASE"))
             federation = cls(home, settings, cls._identity(home, email), held)
             federation.pin(federation.entry)
-            (home / ENTRY_FILE).write_bytes(federation.entry.canonical())
-            (home / CONFIG_FILE).write_bytes(settings.canonical())  # last: with it, the home is made
+            replace_durably(home / ENTRY_FILE, federation.entry.canonical())
+            replace_durably(home / CONFIG_FILE, settings.canonical())  # last: with it, the home is made
         except BaseException:
             held.release()
             raise

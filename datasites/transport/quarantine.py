@@ -99,6 +99,7 @@ class Quarantine:
         logger.warning("quarantined %s: %s", what, entry.reason)
 
     def _write_file(self, name: str, content: bytes) -> None:
+        # Not waited for: nothing rests on an entry, and a flood would have the disk wait for each.
         descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -162,7 +162,7 @@ def test_a_crash_between_any_two_steps_costs_a_repetition(friends, tmp_path, mon
         hospital.control.sync()
 
     target = {
-        "the rename": ("datasites.control.guards.os.rename", None),
+        "the rename": ("datasites.transport.writing.move_durably", None),
         "the note": (None, "mark_handled"),
         "the removal": ("datasites.control.connection.StoreConnection.remove", None),
         "the delivery note": (None, "mark_delivered"),

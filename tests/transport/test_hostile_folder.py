@@ -17,12 +17,12 @@ from syft.sync.connections.drive.gdrive_transport import CollectionFolder
 from syft.sync.messages.proposed_filechange import MessageFileName
 from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX as PREFIX
 
-from datasites.control import guards, mocks
+from datasites.control import mocks
 from datasites.control.connection import BAD_NAMES_PER_SYNC, MAX_MESSAGE_BYTES, StoreConnection, inbox_folder
 from datasites.control.guards import BYTES_PER_PEER
 from datasites.control.mocks import SIGNED, MockManifest, SignedMock
 from datasites.control.sync_state import SyncLog
-from datasites.transport import filesystems, passed_over, quarantine, second_look
+from datasites.transport import filesystems, passed_over, quarantine, second_look, writing
 from datasites.transport.mailroom import Rejected, letter_folder, letter_key
 from datasites.transport.quarantine import KEEP_BYTES, Quarantine
 from datasites.transport.repeats import Repeats
@@ -573,7 +573,7 @@ def killed_at(start: Callable[[], None], place: object, name: str, after: bool) 
 
 
 POINTS = [
-    (guards.os, "rename"),
+    (writing, "move_durably"),
     (SyncLog, "mark_handled"),
     (StoreConnection, "remove"),
     (SyncLog, "mark_left"),

@@ -37,14 +37,23 @@ A = HOSPITALS[0]
 def full_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names at whose writing the disk is full."""
     names: list[str] = []
-    write = Path.write_bytes
+    write, open_new = Path.write_bytes, os.open
+
+    def require_room(path: str | Path) -> None:
+        if any(name in Path(path).name for name in names):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     def full(path: Path, data: bytes) -> int:
-        if any(name in path.name for name in names):
-            raise OSError(errno.ENOSPC, "No space left on device")
+        require_room(path)
         return write(path, data)
 
+    def full_when_made(path: str | Path, flags: int, *mode: int, **folder: int) -> int:
+        if flags & os.O_CREAT:
+            require_room(path)
+        return open_new(path, flags, *mode, **folder)
+
     monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "open", full_when_made)
     return names
 
 

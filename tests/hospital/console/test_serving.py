@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -52,6 +55,26 @@ def test_settings_that_make_no_sense_are_named(tmp_path: Path, line: str, words:
     (tmp_path / "datasite.toml").write_text(settings + line)
     with pytest.raises(InputError, match=words):
         Home.open(tmp_path)
+
+
+def test_a_kill_while_the_key_is_made_leaves_a_whole_one_or_none(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an empty one, no console would ever start. (Private: settings are made once a process, at import.)"""
+    from datasites.hospital import settings
+
+    key = home.root / "keys" / "django.key"
+    before = key.read_bytes()
+    key.unlink()
+    try:
+        child = os.fork()
+        if child == 0:
+            for owner, name in ((builtins, "open"), (os, "fdopen")):
+                monkeypatch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+            settings._secret_key()
+            os._exit(0)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        assert len(settings._secret_key()) >= 50
+    finally:
+        key.write_bytes(before)
 
 
 PROBE = """
