@@ -334,8 +334,8 @@ MUTATIONS = (
     Mutation(
         "population: a dataset of another name has a budget of its own",
         "datasites/hospital/budget/ledger.py",
-        "        known = accounts_of(population)\n        if study in known:\n",
-        "        known = accounts_of(population) if dataset.name == population else {}\n        if study in known:\n",
+        "known = accounts_of(population)\n        if study_hash in known:",
+        "known = accounts_of(population) if dataset.name == population else {}\n        if study_hash in known:",
         (f"{_POPULATION}::test_two_datasets_of_one_population_share_its_budget_and_its_split",),
     ),
     # Database, audit log and anchor tell one story.
@@ -440,7 +440,7 @@ MUTATIONS = (
     Mutation(
         "restore: a study that was charged in full goes on",
         "datasites/hospital/proposals/restored.py",
-        "    if any(account.is_in_full for account in ledger_log.tell(home).accounts_of_study(study)):\n",
+        "    if any(account.is_in_full for account in ledger_log.tell(home).accounts_of_study(study_hash)):\n",
         "    if False:\n",
         (f"{_RESTORED}::test_a_charged_round_is_not_released_again_under_the_same_charge",),
     ),

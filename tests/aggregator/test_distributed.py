@@ -71,7 +71,7 @@ def test_an_epoch_in_which_a_colluder_too_many_hides_is_none(study: Study, feder
     with pytest.raises(BadTerms, match="colluder"):
         EpochTerms.from_roster(
             federation.researcher.roster,
-            study=study.hash,
+            study_hash=study.hash,
             epoch=0,
             aggregator=federation.researcher.email,
             hospitals=terms.cohort.hospitals,

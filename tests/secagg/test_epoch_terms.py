@@ -37,7 +37,7 @@ def test_epochs_of_a_study_of_any_length_follow_one_another(training: int) -> No
         today = datetime.date(2026, 3, 2)
         letters.EpochOffer(epoch=epoch, first_round=rounds[0], last_round=rounds[1], expires=today)
         context = EpochTerms.from_roster(
-            roster_of(parties), study="5" * 64, epoch=epoch, aggregator=emails[0], hospitals=emails[1:],
+            roster_of(parties), study_hash="5" * 64, epoch=epoch, aggregator=emails[0], hospitals=emails[1:],
             colluders=1, rounds=rounds, expires=today,
         )  # fmt: skip
         assert context.first_round == first

@@ -317,7 +317,7 @@ def roster_among(n: int) -> Roster:
 
 def terms(roster: Roster, n: int, **changes):
     given = {
-        "study": STUDY,
+        "study_hash": STUDY,
         "epoch": 0,
         "aggregator": "pi@university.example.org",
         "hospitals": [email(i) for i in range(n)],

@@ -218,11 +218,11 @@ def test_a_case_that_was_only_proposed_before_the_backup_explains_no_journal(
     backup.restore()
     home.ledger_anchor.unlink()
     site = restarted(study.site)
-    assert Case.objects.get(study_hash=study.study).state == Case.State.REVIEW
+    assert Case.objects.get(study_hash=study.study_hash).state == Case.State.REVIEW
     ann = desk.login("ann")
     with pytest.raises(InputError, match="shows that it ran here, and no account knows it"):
         two_people.propose_restored(site, ann, (), "restored")
-    settled(desk, site, LOST.model_copy(update={"study": study.study}))
+    settled(desk, site, LOST.model_copy(update={"study": study.study_hash}))
 
 
 @pytest.mark.parametrize("left", ["rounds", "a journal", "identities"])
@@ -352,7 +352,7 @@ def test_a_charged_round_is_not_released_again_under_the_same_charge(at_work: Ru
     again(study)
     backup.restore()
     shutil.rmtree(home.anchors)
-    shutil.rmtree(home.secagg / study.study)
+    shutil.rmtree(home.secagg / study.study_hash)
     fresh_post(study)
     site = study.site = settled(study.desk, restarted(study.site))
     row, ann = Case.objects.get(pk=study.row.pk), study.desk.login("ann")
@@ -363,13 +363,13 @@ def test_a_charged_round_is_not_released_again_under_the_same_charge(at_work: Ru
     assert Case.objects.get(pk=row.pk).state == Case.State.STOPPED
     asked = study.case.planned(1)
     with pytest.raises(BudgetExceeded, match=IN_FULL):
-        ledger.charge(site, study.case.dataset, study.study, 1, asked)
+        ledger.charge(site, study.case.dataset, study.study_hash, 1, asked)
     # The journal alone keeps it from that, too.
     Case.objects.filter(pk=row.pk).update(state=Case.State.RUNNING)
     with pytest.raises(JournalRolledBack, match="rounds of this study were opened"):
         StudyRun(site, study.rooms[OWN], Case.objects.get(pk=row.pk))
     assert nothing_left(study, 1)
-    (home.secagg / study.study).mkdir(exist_ok=True)  # for the fixture's end
+    (home.secagg / study.study_hash).mkdir(exist_ok=True)  # for the fixture's end
 
 
 @pytest.mark.parametrize("knows", ["ledger", "rounds"])
@@ -377,15 +377,15 @@ def test_a_journal_that_is_gone_is_no_new_one(at_work: Running, knows: str) -> N
     study, home = at_work, at_work.site.home
     study.steps()
     study.run.close()
-    shutil.rmtree(home.secagg / study.study)
-    (home.anchors / study.study).unlink()
+    shutil.rmtree(home.secagg / study.study_hash)
+    (home.anchors / study.study_hash).unlink()
     if knows == "ledger":
         Round.objects.all().delete()
     with pytest.raises(JournalRolledBack, match="study rejoin"):
         StudyRun(study.site, study.rooms[OWN], Case.objects.get(pk=study.row.pk))
     Case.objects.filter(pk=study.row.pk).update(state=Case.State.STOPPED)
     lifecycle.rejoin(study.site, study.row.pk, study.desk.login("ann"), "the disk failed")
-    give_up_keys(home, study.study)
+    give_up_keys(home, study.study_hash)
     study.restart()
     assert study.journal.floor[1] == 1, "round 1 stays closed"
 
