@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,27 @@ def test_what_is_asked_for_is_pinned_within_its_range(extra: str) -> None:
     asked = map(Requirement, PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"])
     missed = [one for one in asked if one.name != PROJECT["name"] and not _is_met(one, pins)]
     assert missed == [], "renew scripts/constraints.txt; its head says how"
+
+
+def test_what_a_pinned_package_brings_along_is_pinned_too() -> None:
+    """Or two machines get what is newest on the day. What torch brings for a GPU follows its own pins."""
+    pins = {canonicalize_name(name): version for name, version in PINS.items()}
+    brought = {
+        canonicalize_name(asked.name)
+        for name in pins
+        for asked in map(Requirement, _requires(name))
+        if asked.marker is None or asked.marker.evaluate({"extra": ""})
+    }
+    missing = {name for name in brought - set(pins) if not name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert missing == set(), "renew scripts/constraints.txt; its head says how"
+
+
+def _requires(name: str) -> list[str]:
+    """What an installed package asks for; one that this machine lacks asks for nothing here."""
+    try:
+        return metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def _is_met(asked: Requirement, pins: dict[str, str]) -> bool:

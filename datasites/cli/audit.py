@@ -104,6 +104,7 @@ def audit_export(home: HomeOption, target: Path) -> None:
     check_place(site.home, target)
     head = site.audit.checkpoint()
     try:
+        # Written to and not replaced: it may be a pipe or a device.
         target.write_bytes(site.home.audit.read_bytes())
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror}); name another place") from error

@@ -26,6 +26,7 @@ import syft_crypto_python as syc
 from syft.sync.peers.peer import Peer
 from syft.sync.peers.peer_store import PeerStore
 
+from datasites.study.files import sync_file, sync_folder
 from datasites.study.identity import EMAIL, IdentityError
 from datasites.study.roster import Roster
 from datasites.transport.mailroom import BadEnvelope
@@ -67,8 +68,11 @@ def open_keys(email: str, path: Path) -> StrictPeerStore:
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         keys.save_keys(temporary)
+        sync_file(temporary)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)  # unlike a rename, it doesn't replace keys that another process made meanwhile
+        # Before anybody pins their fingerprint: a power cut would leave keys that nobody knows.
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return open_keys(email, path)

@@ -83,7 +83,7 @@ class Enclave:
         return _failed(error, quoted=not self._on_rows)
 
     def answer(self, request: protocol.Message, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
-        """Reply to one request; raise whatever went wrong."""
+        """Reply to one request; raise whatever went wrong. `protocol` names the arrays of each, with their shapes."""
         self._on_rows = False
         if isinstance(request, protocol.LoadCode):
             return self._load_code(request), {}

@@ -26,7 +26,7 @@ from datasites.secagg.layout import JournalledMessage, Layout, lay_out, read
 from datasites.secagg.messages import MaskedVector, Message, Ready
 from datasites.secagg.state import MemberState, Released
 from datasites.study.canonical import Agreed, sha256_hex
-from datasites.study.files import append_durably, replace_durably, taken, write_durably
+from datasites.study.files import append_durably, open_lock, replace_durably, taken, write_durably
 
 #: The floor of a journal that has never reached an epoch or a round.
 NOTHING_REACHED = (-1, 0)
@@ -288,7 +288,7 @@ class Journal:
 
 
 def _locked(folder: Path) -> int:
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = open_lock(folder / "lock")
     if not taken(descriptor):
         os.close(descriptor)
         raise SpentState(f"{folder}: another process has this journal open; stop it first")

@@ -18,13 +18,18 @@ from typing import BinaryIO
 @contextmanager
 def held(lock: Path) -> Iterator[None]:
     """Hold this lock file, which is made with its folder (0700) when absent; waits for other threads and processes."""
-    lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = open_lock(lock)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def open_lock(lock: Path) -> int:
+    """Open a lock file, which is made with its folder (0700) when absent; whoever has the lock loses it by closing."""
+    lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def taken(descriptor: int) -> bool:
@@ -132,6 +137,15 @@ def write_whole(path: Path, content: bytes) -> None:
     """Replace `path` by `content` as `put_whole` does."""
     with put_whole(path) as temporary:
         temporary.write_bytes(content)
+
+
+def sync_file(path: Path) -> None:
+    """Have what others wrote into a file on the disk; its name is once the folder is (`sync_folder`)."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def sync_folder(path: Path) -> None:

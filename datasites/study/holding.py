@@ -25,7 +25,7 @@ from pydantic import Field
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError
-from datasites.study.files import taken
+from datasites.study.files import open_lock, taken
 
 MOUNTS = Path("/proc/self/mountinfo")
 #: File systems of one machine's own disks and memory, whose locks all of its processes see, and no other machine does.
@@ -84,8 +84,7 @@ def hold(lock: Path, what: str, remedy: str) -> Hold:
     what: what the folder is in use for, and remedy: what to do, in words for whoever is refused. Raises `Held`, and
     `InputError` where its file system keeps no locks.
     """
-    lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    file = open_lock(lock)
     try:
         _take(file, lock, what, remedy)
     except BaseException:

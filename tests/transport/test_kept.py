@@ -105,6 +105,13 @@ def test_keys_that_could_not_be_saved_leave_no_copy(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_syft_keys_are_on_the_disk_before_their_fingerprint_is_given_to_anybody(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    open_keys(A, tmp_path / "syft_keys.json")
+    assert synced == [str(tmp_path / "syft_keys.tmp"), str(tmp_path)]
+
+
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Filled to have a quarantine's disk full: its second file of an entry finds no room."""

@@ -197,9 +197,10 @@ class AuditLog:
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        # The file is opened anew each time: a lock belongs to an open file, so neither threads nor forked processes
-        # share one by accident, and a log that was put in its place is noticed. The lock among threads is for file
-        # systems (NFS) that give a lock to the whole process.
+        # By hand, since the lock is the log itself, and its descriptor is what is written to. It is opened anew each
+        # time: a lock belongs to an open file, so neither threads nor forked processes share one by accident, and a
+        # log that was put in its place is noticed. The lock among threads is for file systems (NFS) that give a lock
+        # to the whole process.
         with self._threads:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:

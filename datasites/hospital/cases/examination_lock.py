@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.config import Home
 from datasites.study.errors import DatasitesError
-from datasites.study.files import taken
+from datasites.study.files import open_lock, taken
 
 #: Seconds after which one who waits looks again.
 _LOOKS = 0.2
@@ -34,8 +34,7 @@ def one_at_a_time(home: Home, what: str, halt: Halt | None = None) -> Iterator[N
 
     halt: waits for what is at work now, unless this ends the wait; without it, raises `AnotherAtWork` at once.
     """
-    home.run.mkdir(parents=True, exist_ok=True)
-    lock = os.open(home.run / "examining", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = open_lock(home.run / "examining")
     try:
         while not taken(lock):
             if halt is None:

@@ -28,10 +28,11 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from datasites.enclave.worker_client import Worker
 from datasites.hospital.config import Home
+from datasites.study.files import open_lock
 
 #: Seconds after which a rehearsal looks again whether a round is at work; a tick.
 LOOKS = 0.05
@@ -157,6 +158,4 @@ def _look(home: Home, worker: Worker) -> None:
 
 
 def _opened(home: Home) -> int:
-    with suppress(FileExistsError):
-        home.run.mkdir(parents=True)
-    return os.open(home.run / "rounds", os.O_RDWR | os.O_CREAT, 0o600)
+    return open_lock(home.run / "rounds")

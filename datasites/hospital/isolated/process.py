@@ -111,7 +111,7 @@ class Apart:
     def ask(
         self, what: str, request: Agreed, reply: type[Reply], content: BinaryIO | None = None
     ) -> tuple[Reply, Numbers]:
-        """Return the reply to a request, with its arrays; `what` is how errors name what it works on.
+        """Return the reply to a request, with its arrays, of any shape; `what` is how errors name what it works on.
 
         content: what is sent after the request, to its end. Raises what the other end has refused, too.
         """

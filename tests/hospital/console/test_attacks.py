@@ -13,7 +13,9 @@ from django.conf import settings
 from django.utils import timezone
 
 from datasites.hospital.budget import ledger
-from datasites.hospital.cases import compliance, review
+from datasites.hospital.cases import compliance, review, views
+from datasites.hospital.cases.case import OpenCase, open_case
+from datasites.hospital.config import Home
 from datasites.hospital.console.views import cases
 from datasites.hospital.models import Case, PartyProposal, Review
 from datasites.hospital.people import sign_ins
@@ -320,6 +322,22 @@ def test_the_policies_are_evaluated_once_at_the_moment_of_an_approval(
     assert clients["bob"].post(path, values).status_code == 409
     assert asked[2:4] == ["intake", "approve"]
     console.desk.nothing_happened()
+
+
+def test_an_approval_opens_the_case_once(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    console.desk.agree()
+    ann = console.client("ann")
+    values = {**console.seen(ann), "verdict": "approve", "reason": "read it", "password": PASSWORD}
+    opened: list[int] = []
+
+    def counted(home: Home, row: Case) -> OpenCase:
+        opened.append(row.pk)
+        return open_case(home, row)
+
+    for room in (views, review):
+        monkeypatch.setattr(room, "open_case", counted)
+    assert ann.post(f"/cases/{console.number}/decide/", values).status_code == 302
+    assert opened == [console.number]
 
 
 def test_a_replayed_approval_and_a_foreign_hash_are_refused(console: Console) -> None:

@@ -1,4 +1,4 @@
-"""A hospital's setup of an epoch in cohorts of all kinds."""
+"""A hospital's setup of an epoch in cohorts of all kinds; of keys and epochs that follow, see `test_epoch_keys`."""
 
 from __future__ import annotations
 
