@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ from datasites.cli.terminal import (
 )
 from datasites.study.errors import DatasitesError
 
+if TYPE_CHECKING:
+    from datasites.hospital.cases.inbox import InboxLine
+
 #: Seconds between two looks into the database of one who waits for a case.
 _LOOKS = 0.1
 
@@ -32,30 +35,51 @@ study = group("Studies: check a folder; pause, resume, sit out, rejoin or revoke
 
 
 @review.command("list")
-def review_list(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show all cases, newest first."""
+def review_list(
+    home: HomeOption,
+    name: Annotated[str, typer.Option("--for", help="Whose work it is: a name as added with `person add`.")] = "",
+    contains: Annotated[str, typer.Option(help="Only cases whose title, organisation or sender hold this.")] = "",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Show all cases: what waits for a decision, what can't be approved and why, what is done; newest first."""
     open_site(home)
-    from datasites.hospital.models import Case
+    from datasites.hospital.cases.inbox import cases_for
+    from datasites.hospital.people.accounts import find_reader
 
-    rows: list[dict[str, Any]] = [
-        {
-            "case": row.pk,
-            "study": row.study_name,
-            "state": row.state,
-            "hash": row.approval_hash,
-            "study_hash": row.study_hash,
-            "from": row.submitted_by,
-            "note": row.remark,
-        }
-        for row in Case.objects.all()
-    ]
+    person = find_reader(name) if name else None
+    groups = cases_for(person.pk if person else None, person.role if person else "", contains=contains)
+    lines = [line for group in groups.values() for line in group]
     if as_json:
-        print(json.dumps(rows))
+        lines.sort(key=lambda line: -line.row.pk)
+        print(json.dumps([_as_json(line) for line in lines]))
         return
-    table = new_table("", "case", "study", "state", "approval hash", "from", "note")
-    for row in rows:
-        table.add_row(str(row["case"]), row["study"], row["state"], row["hash"][:12], row["from"], row["note"])
+    table = new_table("", "case", "study", "state", "approval hash", "waits for", "title", "from", "note")
+    for line in lines:
+        row = line.row
+        whose = {"you": name, "others": ", ".join(line.missing), "blocked": "nobody", "done": ""}[line.group]
+        note = " ".join(line.obstacles) or row.remark
+        table.add_row(
+            str(row.pk), row.study_name, row.state, row.approval_hash[:12], whose, line.title, row.submitted_by, note
+        )
     out.print(table)
+
+
+def _as_json(line: InboxLine) -> dict[str, Any]:
+    row, summary = line.row, line.summary
+    return {
+        "case": row.pk,
+        "study": row.study_name,
+        "title": line.title,
+        "organisation": summary.organisation if summary else "",
+        "state": row.state,
+        "group": line.group,
+        "waits_for": line.missing,
+        "obstacles": line.obstacles,
+        "hash": row.approval_hash,
+        "study_hash": row.study_hash,
+        "from": row.submitted_by,
+        "note": row.remark,
+    }
 
 
 @review.command("wait")

@@ -29,6 +29,8 @@ class Case(models.Model):
         REFUSED = "refused"
         CLOSED = "closed"
 
+    #: States in which nobody has decided for good whether the study runs.
+    OPEN = (State.INTAKE, State.REVIEW)
     ACTIVE = (State.APPROVED, State.RUNNING, State.PAUSED)
     #: States in which a study never runs again.
     ENDED = (State.CLOSED, State.REVOKED, State.REJECTED)
@@ -65,6 +67,27 @@ class Case(models.Model):
     def remark(self) -> str:
         """What is noted of the state that the case is in; what was noted before it was approved is over then."""
         return "" if self.state in (self.State.APPROVED, self.State.RUNNING, self.State.CLOSED) else self.note
+
+
+class CaseSummary(models.Model):
+    """What lists show of a case, kept so that they open and price nothing (`cases.summary`); nothing may rest on it.
+
+    denied_by: {"control", "reason", "remedy"} of each reason for which nobody here could approve it then. basis: digest
+    of what that follows from.
+    """
+
+    case = models.OneToOneField(Case, on_delete=models.PROTECT, related_name="summary")
+    title = models.CharField(max_length=200)
+    organisation = models.CharField(max_length=120, blank=True)
+    purpose = models.CharField(max_length=64, blank=True)
+    #: What the study may cost a patient here; None where it could not be examined.
+    epsilon = models.FloatField(null=True)
+    denied_by = models.JSONField(default=list)
+    basis = models.CharField(max_length=64, blank=True)
+    at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return self.title
 
 
 class Review(models.Model):

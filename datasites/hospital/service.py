@@ -44,6 +44,7 @@ from datasites.hospital.cases.machine import Machine
 from datasites.hospital.cases.owed import settle, settle_all
 from datasites.hospital.cases.review import LONGEST_MESSAGE
 from datasites.hospital.cases.submissions import Submissions
+from datasites.hospital.cases.summary import Upkeep
 from datasites.hospital.cases.whereabouts import open_cases
 from datasites.hospital.data.patients import log_lists
 from datasites.hospital.data.sources import log_written
@@ -119,6 +120,7 @@ class Service:
         self._synced = self._next_sync = 0.0
         self._inbox_read = False
         self._submissions = Submissions(site)
+        self._summaries = Upkeep(site.home)
         self._outages = Outages()
         for warning in sandbox.warnings:
             log.warning("%s", warning)
@@ -150,6 +152,7 @@ class Service:
             for run in self._runs.values():
                 run.close()  # all of them end at once
             self._submissions.close()
+            self._summaries.close()
             for run in self._runs.values():
                 run.close(wait=True)
             self._site.template.close()
@@ -170,6 +173,8 @@ class Service:
                     self._control.sync()
                 self._record_decisions()
                 self._destroy_what_ended()
+                with self._contained("summaries"):
+                    self._summaries.look()
                 self._inbox_read = False
                 self._synced = time.monotonic()
                 self._next_sync = self._synced + self._home.settings.control_seconds

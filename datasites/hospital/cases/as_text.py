@@ -99,7 +99,12 @@ def _findings(view: CaseView) -> list[str]:
     found = view.row.findings
     lines = ["", f"Findings in model.py: {len(found)}"]
     lines += [f"  line {finding['line']}: {finding['rule']}: {finding['reason']}" for finding in found]
-    return [*lines, f"Rehearsal on mock data: {view.rehearsal}"]
+    rehearsal = view.rehearsal
+    lines.append(f"Rehearsal on mock data: {rehearsal}")
+    for failure in rehearsal.failures:
+        if failure.text != failure.message:
+            lines += [f"  {line}" for line in failure.text.splitlines()]
+    return lines + [f"  {rehearsal.remedy}"] * bool(rehearsal.failures)
 
 
 def _readiness(view: CaseView) -> list[str]:

@@ -21,7 +21,7 @@ from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.models import Case, PolicyDecision, Review
-from datasites.hospital.people.accounts import PersonError
+from datasites.hospital.people.accounts import Actor, PersonError
 from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.dates import today
@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 Fact = TypeVar("Fact")
 
+#: The rule that speaks of nothing but the person who approves.
+ABOUT_APPROVER = "people-approver"
 #: In the datasite's home: the decision that is being put into audit log and database.
 PENDING = "decision.pending"
 
@@ -156,13 +158,39 @@ class Preview:
 
     @cached_property
     def decision(self) -> Decision:
-        """Decide, once somebody looks; nothing is stored."""
-        return self.engine.decide(self.facts)
+        """Decide, once somebody looks; nothing is stored. Where nobody would act, who does is no reason to deny."""
+        decision = self.engine.decide(self.facts)
+        if self.facts.approver is not None:
+            return decision
+        # An error of some rule denies by a rule of its own, and so does a fact that is missing.
+        denials = tuple(denial for denial in decision.denied_by if denial.rule != ABOUT_APPROVER)
+        results = tuple(result for result in decision.results if result.rule != ABOUT_APPROVER)
+        return decision.model_copy(update={"denied_by": denials, "results": results, "allowed": not denials})
+
+    def by(self, person: str, role: ReviewerRole) -> Preview:
+        """Return the same, as if this person (an e-mail address) were to approve."""
+        return Preview(self.facts.model_copy(update={"approver": Reviewer(person=person, role=role)}), self.engine)
 
 
-def preview(home: Home, case: OpenCase) -> Preview:
-    """Gather the facts of a case as for intake; raises `RuleError` where the rules can't be used."""
-    return Preview(_gather(home, case, "intake", None, None, None), _engine(home))
+def preview(home: Home, case: OpenCase, approver: Actor | None = None) -> Preview:
+    """Gather the facts of a case as for an approval, by `approver` where given, and record nothing.
+
+    Raises `RuleError` where the rules can't be used.
+    """
+    return Preview(_gather(home, case, "approve", _as_reviewer(approver), None, None), _engine(home))
+
+
+def preview_of(home: Home, decision: Decision) -> Preview | None:
+    """Return a preview of an approval by the facts of a decision at intake, just made; None where it had none."""
+    if decision.facts is None:
+        return None
+    return Preview(decision.facts.model_copy(update={"action": "approve"}), _engine(home))
+
+
+def _as_reviewer(person: Actor | None) -> tuple[str, ReviewerRole] | None:
+    if person is None or person.role not in get_args(ReviewerRole):
+        return None
+    return person.email, cast(ReviewerRole, person.role)
 
 
 def _engine(home: Home) -> Engine:

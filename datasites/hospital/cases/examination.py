@@ -23,12 +23,14 @@ from datasites.enclave.verifier import check_source
 from datasites.hospital.audit.log import Value
 from datasites.hospital.cases import compliance
 from datasites.hospital.cases.case import NOT_READY, OpenCase, build_approval_terms, open_case
+from datasites.hospital.cases.compliance import Preview
 from datasites.hospital.cases.encoded import StagedRecords, stage_records
 from datasites.hospital.cases.examination_lock import one_at_a_time
 from datasites.hospital.cases.freeze import freeze, open_frozen
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.cases.lookup import find_case
 from datasites.hospital.cases.rehearsal import mock_of, rehearse_once
+from datasites.hospital.cases.summary import summarise
 from datasites.hospital.config import Home
 from datasites.hospital.data.patients import in_portions, remembering
 from datasites.hospital.data.reading import TableReader
@@ -49,9 +51,6 @@ if TYPE_CHECKING:
     from datasites.control.syft import SubmittedJob
 
 log = logging.getLogger(__name__)
-
-#: States in which a case may be examined, as long as nobody has reviewed it.
-OPEN = (Case.State.INTAKE, Case.State.REVIEW)
 
 #: How often a submission is taken again at a start because the process ended while it was examined; then it is left to
 #: people, since it may be what ended the process.
@@ -83,7 +82,7 @@ def unfinished(site: Site) -> set[tuple[str, str]]:
     Each is logged as taken again; one that was so `MOST_AGAIN` times gets a note for people instead. Of cases that a
     person has decided on none is left.
     """
-    open_ones = Q(state__in=OPEN, reviews__isnull=True)
+    open_ones = Q(state__in=Case.OPEN, reviews__isnull=True)
     rows = list(Case.objects.filter(open_ones | Q(state=Case.State.REFUSED, recorded_in_syft=False)))
     if not rows:
         return set()
@@ -116,7 +115,7 @@ def admit_again(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case
         logged = {r.kind for r in records(site.home.audit) if r.fields.get("case") == row.pk}
         if not logged & {"received", "refused"}:
             _log_taken_in(site, row)
-        over = row.state not in OPEN or bool(logged & {"examined", "examination_dropped"})
+        over = row.state not in Case.OPEN or bool(logged & {"examined", "examination_dropped"})
         return row if over else _examined_case(site, row, halt)
 
 
@@ -200,9 +199,11 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
     if not kept:
         site.audit.append("examination_dropped", case=row.pk, study=row.study_hash)
         return Case.objects.get(pk=row.pk)
+    looked: Preview | None = None
     if examined.case is not None:
         try:
             decision = compliance.decide(site, examined.case, "intake")
+            looked = compliance.preview_of(site.home, decision)
             denied = "" if decision.allowed else f"denied when it was examined, by {', '.join(decision.controls)}"
         except _NOT_ITS_OWN:
             raise
@@ -217,7 +218,9 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
         findings=len(row.findings),
         rehearsal=row.rehearsal.get("outcome", "not_run"),
     )
-    return Case.objects.get(pk=row.pk)
+    row = Case.objects.get(pk=row.pk)
+    summarise(site.home, row, looked=looked, case=examined.case)
+    return row
 
 
 def _keeping(site: Site, row: Case, examined: _Examined) -> AbstractContextManager[Callable[[], str] | None]:
@@ -235,7 +238,7 @@ def _keep(row: Case, keep: Callable[[], str] | None) -> bool:
     with transaction.atomic():
         # Everybody who writes to the database waits for this transaction: the same work for any number of patients.
         now = Case.objects.select_for_update().get(pk=row.pk)
-        if now.state not in OPEN or now.reviews.exists():
+        if now.state not in Case.OPEN or now.reviews.exists():
             return False
         row.listed_as = "" if keep is None else keep()
         results = ("findings", "readiness", "approval_terms", "approval_hash", "rehearsal", "listed_as")
@@ -260,7 +263,7 @@ def recheck(site: Site, case_id: int) -> Case:
     find_case(case_id)
     with one_at_a_time(site.home, f"case {case_id}"):
         row = find_case(case_id)
-        if row.state not in OPEN or row.reviews.exists():
+        if row.state not in Case.OPEN or row.reviews.exists():
             raise ReviewError(
                 f"case {case_id}: is {row.state} or was reviewed; ask the researcher for a new submission"
             )
@@ -281,7 +284,7 @@ def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) ->
             f"study.toml: rounds x training.steps is {study.rounds * study.training.steps}, and {MOST_STEPS} noised "
             "steps are the most that a study may have; ask for fewer"
         )
-    waiting = Case.objects.filter(submitted_by=job.submitted_by, state__in=OPEN).count()
+    waiting = Case.objects.filter(submitted_by=job.submitted_by, state__in=Case.OPEN).count()
     if waiting >= home.settings.undecided_per_researcher:
         raise InputError(
             f"{job.submitted_by}: {waiting} submissions already wait for a decision here, the most that may; submit "

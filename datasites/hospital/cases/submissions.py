@@ -28,13 +28,11 @@ service does (`halt`). The process doesn't wait for one that can't: it is then a
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
 
 from django.db import connections
 from django.utils import timezone
@@ -42,6 +40,7 @@ from django.utils import timezone
 from datasites.control.syft import SubmittedJob
 from datasites.hospital.cases import examination
 from datasites.hospital.cases.halt import Halt
+from datasites.hospital.cases.threads import in_a_thread
 from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.models import Case
 from datasites.hospital.site import Site
@@ -53,23 +52,8 @@ PATIENCE = 5.0
 MOST_REFUSED, HOUR = 10, timedelta(hours=1)
 
 Name = tuple[str, str]
-Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
-
-
-def in_a_thread(act: Callable[[], Result]) -> Future[Result]:
-    """Do `act` in a thread of its own, for which the end of the process doesn't wait."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(act())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="datasites-submission", daemon=True).start()
-    return future
 
 
 @dataclass(frozen=True)

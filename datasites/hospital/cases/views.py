@@ -19,10 +19,11 @@ from datasites.hospital.budget.population import Caps
 from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.cases.compliance import Preview, preview
 from datasites.hospital.cases.freeze import FrozenCopyChanged, open_frozen
+from datasites.hospital.cases.inbox import missing_roles
 from datasites.hospital.config import Home
 from datasites.hospital.data.sources import in_words
 from datasites.hospital.models import Case, PolicyDecision, Review
-from datasites.hospital.people.accounts import REVIEWERS
+from datasites.hospital.people.accounts import Actor
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.dates import today
 from datasites.study.errors import DatasitesError, InputError
@@ -89,8 +90,8 @@ class ReviewLine:
 class Examined:
     """What is known of a case once it has been examined. `files`: names and texts of the frozen copy.
 
-    asked: the present facts, as for intake, while the case waits for people; after that the last decision that was
-    stored, since a case that was decided is no longer at intake.
+    asked: the present facts, as for an approval by who looks, while the case waits for people; after that the last
+    decision that was stored, since nobody approves a case that was decided.
     """
 
     case: OpenCase
@@ -138,6 +139,53 @@ class Examined:
 
 
 @dataclass(frozen=True)
+class RehearsalFailure:
+    """Where a rehearsal failed, what it says in one line, and the text of it as far as it was kept."""
+
+    where: str
+    message: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RehearsalReport:
+    """What a rehearsal on mock data came to, for people. outcome: "passed", "failed" or "not run"."""
+
+    outcome: str
+    figures: str
+    failures: tuple[RehearsalFailure, ...]
+
+    #: What helps where one failed; each failure says more.
+    remedy = (
+        "The researcher corrects it and submits a new version; the text may be sent to them, since a rehearsal sees "
+        "no patient's row, only mock rows. If it failed for this machine, correct that and recheck the case."
+    )
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> RehearsalReport:
+        """Read what the case keeps of its rehearsal."""
+        outcome = str(found.get("outcome", "not run")).replace("_", " ")
+        figures = ""
+        if "seconds_per_round" in found:
+            figures = f"{found['seconds_per_round']:.2f} s a round, {found['peak_memory_bytes'] / 2**20:.0f} MiB"
+        texts = [(str(one.get("where", "")), str(one.get("reason", ""))) for one in found.get("findings", ())]
+        if outcome != "passed" and found.get("reason"):
+            where, _, rest = str(found["reason"]).partition(": ")
+            texts.append((where, rest) if rest and " " not in where else ("", str(found["reason"])))
+        failures = tuple(RehearsalFailure(where, _last_line(text), text) for where, text in texts)
+        return cls(outcome, figures, failures)
+
+    def __str__(self) -> str:
+        failed = "; ".join(f"{one.where}: {one.message}" if one.where else one.message for one in self.failures)
+        return ", ".join(filter(None, [self.outcome, self.figures])) + (f": {failed}" if failed else "")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else text
+
+
+@dataclass(frozen=True)
 class CaseView:
     """A case. `examined` is None where it could not be examined; `problem` then says why, or is empty.
 
@@ -156,13 +204,9 @@ class CaseView:
         return [report for report in self.row.readiness if not report["ready"]]
 
     @property
-    def rehearsal(self) -> str:
-        """The rehearsal's outcome as text."""
-        found = self.row.rehearsal
-        outcome = str(found.get("outcome", "not run"))
-        if outcome == "passed":
-            return f"passed, {found['seconds_per_round']:.2f} s a round, {found['peak_memory_bytes'] / 2**20:.0f} MiB"
-        return f"failed: {found.get('reason') or found.get('findings')}" if outcome == "failed" else outcome
+    def rehearsal(self) -> RehearsalReport:
+        """What the rehearsal on mock data came to."""
+        return RehearsalReport.of(self.row.rehearsal)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -187,25 +231,20 @@ class CaseView:
         return sha256_hex(canonical_json(known))
 
 
-def missing_roles(row: Case, reviews: list[tuple[str, str, str]]) -> tuple[str, ...]:
-    """Return the reviewer roles without an approval of the present hash; empty unless the case is in review."""
-    if row.state != Case.State.REVIEW:
-        return ()
-    given = {role for role, verdict, hash in reviews if verdict == "approve" and hash == row.approval_hash}
-    return tuple(role for role in REVIEWERS if role not in given)
+def view_case(home: Home, row: Case, viewer: Actor | None = None) -> CaseView:
+    """Return everything about one case, to `viewer` as one who might approve it.
 
-
-def view_case(home: Home, row: Case) -> CaseView:
-    """Return everything about one case; raises `FrozenCopyChanged` or `InputError` when it is not what was examined."""
-    examined = _examined(home, row) if row.approval_terms else None
+    Raises `FrozenCopyChanged` or `InputError` when it is not what was examined.
+    """
+    examined = _examined(home, row, viewer) if row.approval_terms else None
     source = in_words(home, row, rows=False)
     return CaseView(row=row, reviews=_reviews(row), examined=examined, problem="", source=source)
 
 
-def view_case_or_problem(home: Home, row: Case) -> CaseView:
+def view_case_or_problem(home: Home, row: Case, viewer: Actor | None = None) -> CaseView:
     """Return `view_case`; an error becomes the view's `problem` instead, for a page that must show something."""
     try:
-        return view_case(home, row)
+        return view_case(home, row, viewer)
     except DatasitesError as error:
         return problem_view(row, str(error))
     except Exception as error:
@@ -252,14 +291,14 @@ def _reviews(row: Case) -> tuple[ReviewLine, ...]:
     )
 
 
-def _examined(home: Home, row: Case) -> Examined:
+def _examined(home: Home, row: Case, viewer: Actor | None) -> Examined:
     case = open_case(home, row)
     reading = ledger.Reading.of(case.dataset)
-    waits = row.state in (Case.State.INTAKE, Case.State.REVIEW)
+    waits = row.state in Case.OPEN
     stored = None if waits else PolicyDecision.objects.filter(case=row).last()
     return Examined(
         case=case,
-        asked=_read(stored) if stored is not None else preview(home, case),
+        asked=_read(stored) if stored is not None else preview(home, case, viewer),
         budget=_budget(case, reading),
         services=_services(home, case),
         files=case.package.texts,

@@ -10,8 +10,10 @@ from django.conf import settings
 from django.contrib.auth.forms import AuthenticationForm
 from django.core.validators import MaxLengthValidator, ProhibitNullCharactersValidator
 
+from datasites.hospital.cases.inbox import ORDERS
 from datasites.hospital.cases.review import LONGEST_MESSAGE
 from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
+from datasites.hospital.models import Case
 
 
 class PlainTextField(forms.CharField):
@@ -62,6 +64,23 @@ class SignIn(AuthenticationForm):
         super().__init__(*arguments, **values)
         self.fields["username"].label = "Name"
         self.fields["password"].validators.append(MaxLengthValidator(256))
+
+
+class CaseSearch(forms.Form):
+    """Which cases to list, and in which order."""
+
+    contains = forms.CharField(max_length=100, required=False, label="Search")
+    state = forms.ChoiceField(required=False, label="State", choices=[("", "any"), *Case.State.choices])
+    order = forms.ChoiceField(required=False, label="Order", choices=[(name, name) for name in ORDERS])
+
+    def chosen(self) -> dict[str, str]:
+        """Return what was chosen; what makes no sense is left out."""
+        values = self.cleaned_data if self.is_valid() else getattr(self, "cleaned_data", {})
+        return {
+            "contains": values.get("contains", ""),
+            "state": values.get("state", ""),
+            "order": values.get("order") or next(iter(ORDERS)),
+        }
 
 
 class Decide(forms.Form):

@@ -15,6 +15,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
 from datasites.hospital.cases import compliance
+from datasites.hospital.cases.inbox import waiting_for
 from datasites.hospital.console.access import by_provider, confirmed_since
 from datasites.hospital.people.accounts import role_of
 from datasites.hospital.site import Site
@@ -85,6 +86,12 @@ class SiteMiddleware:
         return self._respond(request)
 
 
+def _for_me(request: Any) -> int:
+    """Return how many cases wait for this person; 0 on pages for those who haven't signed in."""
+    role = getattr(request, "role", "")
+    return waiting_for(request.user.pk, role) if role else 0
+
+
 def page_context(request: Any) -> dict[str, object]:
     """Return what the frame of every page shows."""
     home = settings.DATASITE
@@ -93,6 +100,7 @@ def page_context(request: Any) -> dict[str, object]:
         "organisation": home.settings.organisation,
         "killed": compliance.is_killed(home),
         "role": getattr(request, "role", ""),
+        "for_me": _for_me(request),
         "person": request.user.username if hasattr(request, "user") else "",
         "provider": oidc.name if oidc else "",
         "by_provider": by_provider(request),

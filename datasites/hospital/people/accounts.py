@@ -195,6 +195,20 @@ def acting(user: AbstractUser) -> Actor:
     return Actor(user.pk, user.username, role, user.email)
 
 
+def reader(user: AbstractUser) -> Actor | None:
+    """Return somebody as one who reads pages, None without a role; who acts is `acting`, whom the log knows."""
+    role = role_of(user)
+    return Actor(user.pk, user.username, role, user.email) if role else None
+
+
+def find_reader(name: str) -> Actor:
+    """Return the person with this name as one who reads; raises `PersonError`."""
+    found = reader(_find(name))
+    if found is None:
+        raise PersonError(f"person {name}: has no role; an admin must give one")
+    return found
+
+
 def role_of(user: AbstractUser) -> PersonRole | Literal[""]:
     """Return the person's role, or "" for somebody without one."""
     role = user.groups.values_list("name", flat=True).first()

@@ -16,7 +16,7 @@ from django.db import connections
 from datasites.hospital.cases import examination
 from datasites.hospital.cases.examination_lock import AnotherAtWork, one_at_a_time
 from datasites.hospital.cases.halt import Halt, Halted
-from datasites.hospital.cases.submissions import in_a_thread
+from datasites.hospital.cases.threads import in_a_thread
 from datasites.hospital.models import Case
 from tests.hospital.desk import Desk, job, without_rehearsal
 

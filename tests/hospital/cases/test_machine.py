@@ -27,7 +27,7 @@ from datasites.enclave.worker_client import Timeouts, Worker
 from datasites.hospital.cases import examination
 from datasites.hospital.cases.halt import Halt, Halted
 from datasites.hospital.cases.machine import AtWork, Machine, rounds_at_work, standing_back
-from datasites.hospital.cases.submissions import in_a_thread
+from datasites.hospital.cases.threads import in_a_thread
 from datasites.hospital.models import Case
 from datasites.hospital.rounds.row_work import RowWork
 from datasites.hospital.service import Service

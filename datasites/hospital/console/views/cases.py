@@ -9,71 +9,72 @@ from typing import Any
 
 from django.contrib import messages
 from django.core.paginator import Paginator
-from django.db.models import Prefetch
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils.http import urlencode
 
 from datasites.hospital.cases import examination, review
 from datasites.hospital.cases.compliance import Denied
+from datasites.hospital.cases.inbox import GROUPS, cases_for
 from datasites.hospital.cases.views import (
+    APPROVED_ONCE,
     CaseView,
+    ReviewLine,
     approved_before,
     decisions_of,
-    missing_roles,
     problem_view,
     view_case_or_problem,
 )
 from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, refuse
 from datasites.hospital.console.code import code_lines, diff_lines
-from datasites.hospital.console.forms import Decide
+from datasites.hospital.console.forms import CaseSearch, Decide
 from datasites.hospital.evidence.export import export_evidence
-from datasites.hospital.models import Case, Review
-from datasites.hospital.people.accounts import PersonError
+from datasites.hospital.models import Case
+from datasites.hospital.people.accounts import PersonError, reader
 from datasites.study.errors import DatasitesError
 
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 25
-OPEN = (Case.State.INTAKE, Case.State.REVIEW)
+#: Of the groups of cases, in the reader's words.
+HEADINGS = {
+    "you": "For you",
+    "others": "For others",
+    "blocked": "Can\u2019t be approved, and why",
+    "done": "Done",
+}
 
 
 @page(READERS)
 def inbox(request: Any) -> HttpResponse:
-    """Show all cases, those that wait for people first when asked for."""
-    shown = request.GET.get("show", "all")
-    rows = Case.objects.defer("approval_terms", "findings", "readiness", "rehearsal").prefetch_related(
-        Prefetch("reviews", queryset=Review.objects.select_related("person"))
-    )
-    if shown == "open":
-        rows = rows.filter(state__in=OPEN)
-    pages = Paginator(rows, PAGE_SIZE).get_page(request.GET.get("page"))
-    lines = []
-    for row in pages:
-        reviews = list(row.reviews.all())
-        lines.append(
-            {
-                "row": row,
-                "missing": missing_roles(row, [(r.role, r.verdict, r.approval_hash) for r in reviews]),
-                "mine": any(r.person_id == request.user.pk for r in reviews),
-            }
-        )
-    waiting = Case.objects.filter(state=Case.State.REVIEW).count()
-    context = {"lines": lines, "pages": pages, "shown": shown, "waiting": waiting}
+    """Show all cases by what the person must do about them; those that were decided come in pages."""
+    search = CaseSearch(request.GET)
+    wanted = search.chosen()
+    groups = cases_for(request.user.pk, request.role, **wanted)
+    pages = Paginator(groups["done"], PAGE_SIZE).get_page(request.GET.get("page"))
+    shown = [(group, HEADINGS[group], groups[group] if group != "done" else list(pages)) for group in GROUPS]
+    context = {
+        "shown": [one for one in shown if one[2]],
+        "pages": pages,
+        "search": search,
+        "extra": "".join(f"&{urlencode({name: value})}" for name, value in wanted.items() if value),
+        "searched": bool(wanted["contains"] or wanted["state"]),
+    }
     return render(request, "console/cases.html", context)
 
 
 @page(READERS)
 def show(request: Any, case_id: int) -> HttpResponse:
     """Show everything that a decision is based on."""
-    view = view_case_or_problem(request.site.home, _row(case_id))
+    view = _view(request, case_id)
     return _case_page(request, view, Decide(initial={"seen": view.seen, "hash": view.row.approval_hash}))
 
 
 @page(REVIEWERS, ("POST",))
 def decide(request: Any, case_id: int) -> HttpResponse:
     """Approve or reject exactly what the page showed; 409 when anything of that has changed."""
-    view = view_case_or_problem(request.site.home, _row(case_id))
+    view = _view(request, case_id)
     form = Decide(request.POST)
     if not form.is_valid():
         return _case_page(request, view, form, 400)
@@ -97,8 +98,7 @@ def decide(request: Any, case_id: int) -> HttpResponse:
         return _case_page(request, view, form, 409)
     except DatasitesError as error:
         form.add_error(None, str(error))
-        fresh = view_case_or_problem(request.site.home, _row(case_id))
-        return _case_page(request, fresh, form, 409)
+        return _case_page(request, _view(request, case_id), form, 409)
     verdict = "approved" if wanted["verdict"] == "approve" else "rejected"
     messages.success(request, f"You {verdict} case {case_id}; it is {row.get_state_display()} now.")
     return redirect("case", case_id)
@@ -134,6 +134,10 @@ def evidence(request: Any, case_id: int) -> HttpResponse:
     return response
 
 
+def _view(request: Any, case_id: int) -> CaseView:
+    return view_case_or_problem(request.site.home, _row(case_id), reader(request.user))
+
+
 def _row(case_id: int) -> Case:
     if case_id > 2**63 - 1:
         raise Http404
@@ -164,8 +168,11 @@ def _whole_case_page(request: Any, view: CaseView, form: Decide, status: int) ->
         "here": reverse("case", args=[view.row.pk]),
         "examined": examined,
         "form": form,
-        "may_decide": request.role in REVIEWERS and view.row.state in OPEN,
-        "may_recheck": request.role in REVIEWERS and view.row.state in OPEN and not view.reviews,
+        "may_decide": _may_decide(request, view),
+        "obstacles": _obstacles(view),
+        "verdict": _verdict_of(request, view),
+        "was_approved": view.row.state in APPROVED_ONCE,
+        "may_recheck": request.role in REVIEWERS and view.row.state in Case.OPEN and not view.reviews,
         "decisions": decisions_of(view.row),
         "ready": len(view.row.readiness) - len(view.late_features),
     }
@@ -183,6 +190,27 @@ def _whole_case_page(request: Any, view: CaseView, form: Decide, status: int) ->
                 (name, diff_lines(texts.get(name, ""), text)) for name, text in examined.files.items()
             ]
     return render(request, "console/case.html", context, status=status)
+
+
+def _verdict_of(request: Any, view: CaseView) -> ReviewLine | None:
+    """Return what the person has decided about the present version."""
+    mine = [r for r in view.reviews if r.person == request.user.username and r.hash == view.row.approval_hash]
+    return mine[-1] if mine else None
+
+
+def _may_decide(request: Any, view: CaseView) -> bool:
+    return request.role in REVIEWERS and view.row.state in Case.OPEN and _verdict_of(request, view) is None
+
+
+def _obstacles(view: CaseView) -> list[str]:
+    """Return why the person could not approve the case as it is, in sentences."""
+    if view.row.state == Case.State.INTAKE:
+        return [view.row.note or "It is being examined."]
+    if view.examined is None:
+        return [view.problem] if view.problem else []
+    if not view.examined.asked_now:
+        return []
+    return [f"{denial.reason} {denial.remedy}" for denial in view.examined.decision.denied_by]
 
 
 def _in_order(results: Any) -> list[Any]:
