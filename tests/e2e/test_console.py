@@ -67,7 +67,7 @@ def test_two_people_decide_in_the_browser_and_the_researchers_run_follows(
         steward, officer = browser.page(STEWARD), browser.page(OFFICER)
         for page in (steward, officer):
             page.goto("/cases/")
-            page.get_by_role("link", name="console", exact=True).click()
+            page.locator(f'a[href="/cases/{number}/"]').click()
             page.wait_for_url(f"**/cases/{number}/")
             assert study.hash in page.content()
         decide(steward, browser, STEWARD, "Approve")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import unescape
 from typing import Any
 
@@ -12,6 +13,7 @@ from datasites.hospital.cases.summary import bring_up_to_date
 from datasites.hospital.models import Case
 from policies.engine import Engine
 from tests.hospital.console.conftest import Console
+from tests.hospital.desk import PASSWORD
 
 
 def inbox(console: Console, name: str, query: str = "") -> str:
@@ -66,6 +68,22 @@ def test_the_form_is_gone_once_i_have_decided(console: Console) -> None:
     assert '<input type="radio" disabled> Approve' in other
     assert "has already approved this study as data steward" in other
     assert 'value="approve"' in page_of(console, "bob")
+
+
+def test_the_second_reviewer_keeps_what_they_typed_when_the_first_one_decides(console: Console) -> None:
+    console.desk.agree()
+    bob = console.client("bob")
+    values = {**console.seen(bob), "verdict": "approve", "reason": "I have read <all> of it", "password": PASSWORD}
+    assert console.decide(console.client("ann")).status_code == 302
+    answer = bob.post(f"/cases/{console.number}/decide/", values)
+    page = answer.content.decode()
+    assert answer.status_code == 409
+    assert "ann decided approve at " in page
+    assert "I have read &lt;all&gt; of it</textarea>" in page
+    assert re.search(r'value="approve"[^>]*checked', page)
+    assert PASSWORD not in page
+    shown = dict(re.findall(r'<input type="hidden" name="(seen|hash)" value="([0-9a-f]{64})"', page))
+    assert bob.post(f"/cases/{console.number}/decide/", {**values, **shown}).status_code == 302
 
 
 def test_a_failed_rehearsal_is_shown_in_full(console: Console) -> None:

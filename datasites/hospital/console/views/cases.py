@@ -80,8 +80,9 @@ def decide(request: Any, case_id: int) -> HttpResponse:
         return _case_page(request, view, form, 400)
     wanted = form.cleaned_data
     if wanted["seen"] != view.seen:
-        messages.error(request, "Something changed since you opened this page, so nothing was decided. Read it again.")
-        again = Decide(initial={"seen": view.seen, "hash": view.row.approval_hash})
+        messages.error(request, _what_changed(view, wanted["hash"]))
+        kept = {name: wanted[name] for name in ("verdict", "message", "reason")}
+        again = Decide(initial={**kept, "seen": view.seen, "hash": view.row.approval_hash})
         return _case_page(request, view, again, 409)
     try:
         person = confirmed(request)
@@ -190,6 +191,19 @@ def _whole_case_page(request: Any, view: CaseView, form: Decide, status: int) ->
                 (name, diff_lines(texts.get(name, ""), text)) for name, text in examined.files.items()
             ]
     return render(request, "console/case.html", context, status=status)
+
+
+def _what_changed(view: CaseView, hash: str) -> str:
+    """Say what has happened to a case since somebody opened its page, for who was about to decide."""
+    if hash != view.row.approval_hash:
+        what = "What would be approved has changed: the case has another approval hash."
+    else:
+        acts = [f"{r.person} decided {r.verdict} at {r.at:%H:%M} UTC" for r in view.reviews if r.hash == hash]
+        what = f"{'; '.join(acts)}." if acts else "A fact that the policies look at has changed, or the day has."
+    return (
+        f"Something changed since you opened this page, so nothing was decided. {what} What you typed is kept; read "
+        "the page again, and type your password if you still decide so."
+    )
 
 
 def _verdict_of(request: Any, view: CaseView) -> ReviewLine | None:
