@@ -200,17 +200,26 @@ _lifecycle(
 
 @study.command("rounds")
 def study_rounds(home: HomeOption, case_id: CaseArgument) -> None:
-    """Show the rounds of a study at this hospital: charged, released, survivors."""
-    open_site(home)
+    """Show the rounds of a study at this hospital: what each cost, who was away, what was sent, and what is next."""
+    site = open_site(home)
     from datasites.hospital.cases.lookup import find_case
+    from datasites.hospital.rounds.progress import progress
 
-    table = new_table("", "round", "state", "steps", "seconds", "survivors", "released", "reason")
-    for r in find_case(case_id).rounds.all():
-        released = str(r.release.get("sha256", ""))[:12]
-        table.add_row(
-            str(r.round), r.state, str(r.steps), f"{r.seconds:.2f}", str(len(r.survivors)), released, r.reason
-        )
+    row = find_case(case_id)
+    shown = progress(site.home, row)
+    lines = [line for page in range(shown.pages, 1, -1) for line in progress(site.home, row, page).lines[::-1]]
+    table = new_table(
+        "", "round", "state", "began (UTC)", "epsilon so far", "away", "steps", "seconds", "sent", "reason"
+    )
+    for line in (*lines, *shown.lines[::-1]):
+        r = line.round
+        away = "?" if line.away is None else ", ".join(line.away) or "nobody"
+        sent = str(r.release.get("sha256", ""))[:12]
+        began = f"{r.at:%Y-%m-%d %H:%M:%S}"
+        name = f"{r.round} (evaluation)" if line.is_final else str(r.round)
+        table.add_row(name, line.state, began, line.cost, away, str(r.steps), f"{r.seconds:.2f}", sent, r.reason)
     out.print(table)
+    out.print(f"{shown.summary}. Next: {shown.next}")
 
 
 @study.command("plan")
