@@ -95,8 +95,8 @@ def unkill(home: HomeOption, name: NameOption, reason: ReasonOption, password_st
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.rounds import lifecycle
 
-        lifecycle.unkill(site, person, reason)
-    out.print("the kill switch is off")
+        done = lifecycle.unkill(site, person, reason)
+    out.print("the kill switch is off" if done else "the kill switch was not on; nothing was done")
 
 
 @commands.command()

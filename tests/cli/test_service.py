@@ -141,6 +141,8 @@ def test_one_person_stops_all_studies_until_a_reviewer_lets_them_go_on(datasites
     assert not switch.exists()
     (record,) = datasites.logged("unkilled")
     assert (record["person"], record["role"]) == ("bob", "privacy_officer")
+    assert "was not on; nothing was done" in datasites.does("unkill", *WHY, by="bob").printed
+    assert len(datasites.logged("unkilled")) == 1
 
 
 def test_a_reason_that_the_log_can_not_hold_switches_nothing(datasites: CommandLine) -> None:

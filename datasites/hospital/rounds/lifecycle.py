@@ -14,6 +14,7 @@ from collections.abc import Callable
 from django.db import transaction
 
 from datasites.hospital.budget.ledger import release_what_is_left
+from datasites.hospital.cases.compliance import is_killed
 from datasites.hospital.cases.lookup import find_case
 from datasites.hospital.cases.owed import log_owed, owe, settle
 from datasites.hospital.models import Case, Round
@@ -149,8 +150,12 @@ def kill(site: Site, person: Actor, reason: str) -> None:
     site.audit.append("killed", person=person.name, role=person.role, reason=reason)
 
 
-def unkill(site: Site, person: Actor, reason: str) -> None:
-    """Take the kill switch off."""
+def unkill(site: Site, person: Actor, reason: str) -> bool:
+    """Take the kill switch off; where it is not on, nothing is done or logged, and False returned."""
     require_reviewer(person, "the kill switch is taken off by a reviewer")
+    site.audit.require_fit("unkilled", person=person.name, role=person.role, reason=reason)
+    if not is_killed(site.home):
+        return False
     site.audit.append("unkilled", person=person.name, role=person.role, reason=reason)
     (site.home.root / "KILLED").unlink(missing_ok=True)
+    return True
