@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from pathlib import Path
 from typing import Annotated
@@ -81,6 +82,11 @@ def audit_tail(
     lines: Annotated[int, typer.Option("-n", min=1, max=10_000)] = 20,
     kind: Annotated[str, typer.Option(help="Only records of this kind.")] = "",
     text: Annotated[str, typer.Option("--contains", help="Only records with these words in them.")] = "",
+    person: Annotated[str, typer.Option(help="Only what this person did or entered.")] = "",
+    since: Annotated[
+        datetime.datetime | None, typer.Option(formats=["%Y-%m-%d"], help="From this day on, UTC.")
+    ] = None,
+    until: Annotated[datetime.datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Up to this day, UTC.")] = None,
 ) -> None:
     """Show the last records, oldest first."""
     from datasites.hospital.audit.pages import Filter, audit_page
@@ -89,7 +95,8 @@ def audit_tail(
     log = Home.open(home).audit
     if not log.is_file():
         raise InputError(f"{log}: no such file; the datasite writes it from `datasites init` on")
-    page = audit_page(log, Filter(kind, text), size=lines)
+    days = [None if day is None else day.date() for day in (since, until)]
+    page = audit_page(log, Filter(kind, text, person, *days), size=lines)
     if page.older and len(page.records) < lines:
         out.print("(only the newest part of the log was searched)")
     for record in reversed(page.records):
