@@ -137,6 +137,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "datasites.hospital.console.middleware.ContentSecurityPolicy",
     "datasites.hospital.console.middleware.Visible",
+    "datasites.hospital.console.middleware.ErrorTitle",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

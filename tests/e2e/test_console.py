@@ -88,7 +88,7 @@ def test_two_people_decide_in_the_browser_and_the_researchers_run_follows(
             run.next_round()
             # Without a reload: the page asks for its rounds every two seconds.
             sync_api.expect(rounds.get_by_role("rowheader", name=str(expected), exact=True)).to_be_visible()
-        sync_api.expect(rounds.get_by_text(re.compile("unmasked|released")).first).to_be_visible()
+        sync_api.expect(rounds.get_by_text(re.compile("in the sum|sent")).first).to_be_visible()
 
         move(steward, browser, STEWARD, "Pause")
         sync_api.expect(steward.get_by_text("is Paused now")).to_be_visible()

@@ -8,7 +8,8 @@ towards the same lock-out as signing in, or at the organisation's provider, if t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -17,12 +18,21 @@ from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import Resolver404, resolve, reverse
 from django.utils.crypto import salted_hmac
 from django.views.decorators.http import require_http_methods
 
 from datasites.hospital.config import OidcSettings
 from datasites.hospital.database import this_home
-from datasites.hospital.people.accounts import Actor, PersonError, WrongPassword, acting, identify, must_change
+from datasites.hospital.people.accounts import (
+    Actor,
+    PersonError,
+    WrongPassword,
+    acting,
+    identify,
+    list_people,
+    must_change,
+)
 
 STEWARD, OFFICER, AUDITOR, ADMIN = "steward", "privacy_officer", "auditor", "admin"
 REVIEWERS = frozenset({STEWARD, OFFICER})
@@ -33,15 +43,19 @@ EVERYBODY = READERS | {ADMIN}
 CONFIRMED = "provider_confirmed"
 CONFIRMED_SECONDS = 300
 
+#: Roles as people know them.
+ROLE_NAMES = {STEWARD: "data steward", OFFICER: "privacy officer", AUDITOR: "auditor", ADMIN: "admin"}
+
 View = Callable[..., HttpResponse]
 
 
 def page(
-    roles: frozenset[str], methods: tuple[str, ...] = ("GET",), *, also_first: bool = False
+    roles: frozenset[str], methods: tuple[str, ...] = ("GET",), *, also_first: bool = False, of: str = ""
 ) -> Callable[[View], View]:
     """Make a view for people of these roles only: anonymous ones sign in first, others are refused with 403.
 
-    also_first: for people, too, who have yet to change a password that somebody else has set.
+    also_first: for people, too, who have yet to change a password that somebody else has set. of: name of the page that
+    an address belongs to which only takes forms, where it isn't the one above it.
     """
 
     def decorate(view: View) -> View:
@@ -54,15 +68,58 @@ def page(
             if not also_first and not by_provider(request) and must_change(request.user):
                 return redirect("password")
             if request.role not in roles:
-                who = request.role or "without a role"
-                return refuse(request, 403, f"You are {who}; this page is for: {', '.join(sorted(roles))}.")
+                return refuse(request, 403, _who_may(request, roles))
             return view(request, *arguments, **values)
 
-        checked = require_http_methods([*methods, "HEAD"] if "GET" in methods else list(methods))(guarded)
+        allowed = require_http_methods([*methods, "HEAD"] if "GET" in methods else list(methods))(guarded)
+
+        @wraps(view)
+        def checked(request: Any, *arguments: Any, **values: Any) -> HttpResponse:
+            # The browser has this address in its bar after a form was refused, and asks for it when people press Enter.
+            if request.method in ("GET", "HEAD") and "GET" not in methods:
+                return redirect(reverse(of) if of else page_above(request.path))
+            return allowed(request, *arguments, **values)
+
         vars(checked).update(roles=roles, methods=methods)
         return checked
 
     return decorate
+
+
+def page_above(path: str) -> str:
+    """Return the address of the page that an address which only takes forms belongs to: the nearest one above it."""
+    parts = path.strip("/").split("/")
+    for length in range(len(parts) - 1, 0, -1):
+        above = f"/{'/'.join(parts[:length])}/"
+        with suppress(Resolver404):
+            if "GET" in getattr(resolve(above).func, "methods", ()):
+                return above
+    return "/"
+
+
+def roles_in_words(roles: Collection[str]) -> str:
+    """Return such as "data stewards and privacy officers"."""
+    names = [f"{name}s" for role, name in ROLE_NAMES.items() if role in roles]
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def _who_may(request: Any, roles: frozenset[str]) -> str:
+    """Say whom a page or an action is for, who the person is, and whom to ask."""
+    what = "This page is" if request.method == "GET" else "This action is"
+    who = f"You are signed in as {request.user.username}"
+    if not request.role:
+        return f"{who}, and you have no role yet, so you can open no page. Ask an admin for one{_admins()}."
+    ask = (
+        f"If you need it, ask a {ROLE_NAMES[OFFICER]} or {ROLE_NAMES[STEWARD]}"
+        if roles & REVIEWERS
+        else f"If you need it, ask an admin{_admins()}"
+    )
+    return f"{what} for {roles_in_words(roles)}. {who}, {ROLE_NAMES[request.role]}. {ask}."
+
+
+def _admins() -> str:
+    names = [person.name for person in list_people() if person.active and person.role == ADMIN][:3]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def present(request: Any) -> Actor:
@@ -108,7 +165,9 @@ def confirmed_since(request: Any) -> float | None:
 
 def refuse(request: HttpRequest, status: int, reason: str) -> HttpResponse:
     """Return a page that says why the request was refused."""
-    return render(request, "console/refused.html", {"status": status, "reason": reason}, status=status)
+    above = page_above(request.path)
+    context = {"status": status, "reason": reason, "back": above if request.method == "POST" and above != "/" else ""}
+    return render(request, "console/refused.html", context, status=status)
 
 
 def forged(request: HttpRequest, reason: str = "") -> HttpResponse:

@@ -224,8 +224,19 @@ class RevokeParty(forms.Form):
 class AuditSearch(forms.Form):
     """Which records to show."""
 
-    kind = forms.RegexField(r"^[a-z][a-z0-9_]{0,47}$", required=False, label="Kind")
-    contains = forms.CharField(max_length=100, required=False, label="Contains")
+    kind = forms.RegexField(
+        r"^[a-z][a-z0-9_]{0,47}$",
+        required=False,
+        label="Kind",
+        widget=forms.TextInput(attrs={"maxlength": 48}),
+        error_messages={"invalid": "Take a kind as records show it, such as approved or sign_in_failed."},
+    )
+    contains = forms.CharField(
+        max_length=100, required=False, label="Contains", widget=forms.TextInput(attrs={"type": "search"})
+    )
+    person = forms.CharField(max_length=190, required=False, label="Person")
+    since = forms.DateField(required=False, label="From day", widget=forms.DateInput(attrs={"type": "date"}))
+    until = forms.DateField(required=False, label="To day", widget=forms.DateInput(attrs={"type": "date"}))
     before = forms.IntegerField(min_value=0, max_value=2**53, required=False, widget=forms.HiddenInput)
 
 

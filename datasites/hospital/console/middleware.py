@@ -65,7 +65,28 @@ class Visible:
         """Filter a page; a download is left as it is."""
         response = self._respond(request)
         if response.get("Content-Type", "").startswith("text/html") and not response.streaming:
-            response.content = visible(response.content.decode(response.charset)).encode(response.charset)
+            _replace(response, visible(response.content.decode(response.charset)).encode(response.charset))
+        return response
+
+
+def _replace(response: HttpResponse, content: bytes) -> None:
+    response.content = content
+    if response.has_header("Content-Length"):  # set further inside, of what the page was then
+        response["Content-Length"] = str(len(content))
+
+
+class ErrorTitle:
+    """Begins the title of every page that refuses something with "Error:", which is what screen readers say first."""
+
+    def __init__(self, respond: Respond) -> None:
+        self._respond = respond
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Mark a page by its status, whichever view and template it is of."""
+        response = self._respond(request)
+        page = response.get("Content-Type", "").startswith("text/html") and not response.streaming
+        if response.status_code >= 400 and page:
+            _replace(response, response.content.replace(b"<title>", b"<title>Error: ", 1))
         return response
 
 

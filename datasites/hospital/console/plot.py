@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datasites.hospital.budget.history import Point
 
 WIDTH, HEIGHT = 640, 240
+#: Of a second drawing for narrow screens, so that labels stay as large as they are.
+NARROW_WIDTH = 300
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 28
 
 
@@ -21,7 +23,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class BudgetPlot:
-    """Steps of spent and committed epsilon as SVG paths, the cap as a line, in a WIDTH x HEIGHT drawing."""
+    """Steps of spent and committed epsilon as SVG paths, the cap as a line, in a drawing of `width` x `height`."""
 
     spent: str
     committed: str
@@ -31,10 +33,14 @@ class BudgetPlot:
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
-    right: int = WIDTH - RIGHT
+
+    @property
+    def right(self) -> int:
+        """Where the drawing's axes end."""
+        return self.width - RIGHT
 
 
-def budget_plot(points: Sequence[Point], cap: float) -> BudgetPlot | None:
+def budget_plot(points: Sequence[Point], cap: float, width: int = WIDTH) -> BudgetPlot | None:
     """Draw a history against its cap (epsilon > 0); None when there is nothing to draw yet."""
     if not points:
         return None
@@ -44,7 +50,7 @@ def budget_plot(points: Sequence[Point], cap: float) -> BudgetPlot | None:
 
     def x(p: Point) -> float:
         # A tenth at the left shows the rise from nothing.
-        return LEFT + (WIDTH - LEFT - RIGHT) * (0.1 + 0.9 * (p.at - first).total_seconds() / span)
+        return LEFT + (width - LEFT - RIGHT) * (0.1 + 0.9 * (p.at - first).total_seconds() / span)
 
     def y(epsilon: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - epsilon / top)
@@ -53,14 +59,15 @@ def budget_plot(points: Sequence[Point], cap: float) -> BudgetPlot | None:
         path = f"M{LEFT} {y(0):.1f}"
         for p, value in zip(points, values, strict=True):
             path += f" H{x(p):.1f} V{y(value):.1f}"
-        return path + f" H{WIDTH - RIGHT}"
+        return path + f" H{width - RIGHT}"
 
     marks = [top / 1.08 * i / 4 for i in range(5)]
-    ends = (Tick(x(points[0]), f"{first:%Y-%m-%d %H:%M}"), Tick(WIDTH - RIGHT, f"{last:%Y-%m-%d %H:%M}"))
+    ends = (Tick(x(points[0]), f"{first:%Y-%m-%d %H:%M}"), Tick(width - RIGHT, f"{last:%Y-%m-%d %H:%M}"))
     return BudgetPlot(
         spent=steps([p.spent for p in points]),
         committed=steps([p.committed for p in points]),
         cap=y(cap),
         ticks=tuple(Tick(y(m), f"{m:.3g}") for m in marks),
         times=ends if len(points) > 1 else ends[:1],
+        width=width,
     )

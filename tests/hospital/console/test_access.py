@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import pytest
-from django.urls import get_resolver
+from django.urls import get_resolver, resolve
 
 from tests.hospital.console.access import TABLE
 from tests.hospital.console.conftest import PEOPLE, Console
@@ -28,7 +30,13 @@ def test_each_role_opens_what_it_may_and_nothing_else(console: Console, role: st
             response = client.generic(method, address, content_type="application/x-www-form-urlencoded")
             told = f"{method} {name} as {role or 'nobody'}: {response.status_code}"
             assert response.status_code < 500, told
-            if method not in methods:
+            if method not in methods and method == "GET":
+                # As when people press Enter in the address bar after a form was refused: the page it belongs to.
+                assert response.status_code == 302, told
+                above = resolve(urlsplit(response.headers["Location"]).path).url_name
+                assert above is not None, told
+                assert "GET" in TABLE[above][1], told
+            elif method not in methods:
                 assert response.status_code == 405, told
             elif role in roles:
                 assert response.status_code in (200, 302, 400, 404, 409), told

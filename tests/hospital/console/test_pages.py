@@ -234,5 +234,5 @@ def test_a_running_study_is_shown_as_it_stands(console: Console) -> None:
     for number in range(1, planned + 2):
         Round.objects.create(case_id=console.number, round=number, epoch=0, state=Round.State.UNMASKED)
         html = console.client("dee").get(f"/studies/{console.number}/").content.decode()
-        done = f"Training rounds released here: {min(number, planned)} of {planned}"
-        assert done + (", and the final evaluation" if number > planned else "<") in html
+        how_far = f"{min(number, planned)} of {planned} training rounds, evaluation "
+        assert how_far + ("done" if number > planned else "to come") in html

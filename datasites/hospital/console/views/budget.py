@@ -13,7 +13,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, present
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import AcceptDelta, DecideEntry, WhatIfForm, Widen
-from datasites.hospital.console.plot import budget_plot
+from datasites.hospital.console.plot import NARROW_WIDTH, budget_plot
 from datasites.hospital.proposals import two_people
 from datasites.study.errors import InputError
 
@@ -65,7 +65,7 @@ def _wider(home: Home) -> list[tuple[population.Caps, Widen]]:
     return [(asked, Widen(initial={"population": name}, auto_id=f"w-{name}-%s")) for name, asked in found.items()]
 
 
-@page(REVIEWERS, ("POST",))
+@page(REVIEWERS, ("POST",), of="budget")
 def widen(request: Any) -> HttpResponse:
     """Enter a wider budget; it counts once the other role has confirmed it."""
 
@@ -76,7 +76,7 @@ def widen(request: Any) -> HttpResponse:
     return act(request, Widen(request.POST), do, "budget")
 
 
-@page(REVIEWERS, ("POST",))
+@page(REVIEWERS, ("POST",), of="budget")
 def accept_delta(request: Any) -> HttpResponse:
     """Enter that the risk of a larger delta is accepted."""
 
@@ -88,7 +88,7 @@ def accept_delta(request: Any) -> HttpResponse:
     return act(request, AcceptDelta(request.POST), do, "budget")
 
 
-@page(REVIEWERS, ("POST",))
+@page(REVIEWERS, ("POST",), of="budget")
 def decide(request: Any, entry_id: int) -> HttpResponse:
     """Confirm or withdraw what was entered."""
 
@@ -113,7 +113,8 @@ def show(request: Any, name: str) -> HttpResponse:
     parts = []
     for state in ledger.state(dataset):
         history = book.history(state.partition)
-        parts.append((state, budget_plot(history, state.cap), history[::-1][:10]))
+        drawn = ((budget_plot(history, state.cap), "wide"), (budget_plot(history, state.cap, NARROW_WIDTH), "small"))
+        parts.append((state, drawn if history else (), history[::-1][:10]))
     form = WhatIfForm(request.GET if "epsilon" in request.GET else None)
     answer, problem = None, ""
     if form.is_bound and form.is_valid():

@@ -6,9 +6,11 @@ import logging
 import sys
 from typing import Any
 
+from django.conf import settings
 from django.contrib import auth, messages
 from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.views import LoginView
+from django.core.exceptions import RequestDataTooBig, TooManyFieldsSent
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 
@@ -87,17 +89,32 @@ def password(request: Any) -> HttpResponse:
 
 def malformed(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Answer 400."""
-    return refuse(request, 400, "This console does not understand the request.")
+    if isinstance(exception, RequestDataTooBig | TooManyFieldsSent):
+        most, fields = settings.DATA_UPLOAD_MAX_MEMORY_SIZE // 1024, settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
+        return refuse(
+            request,
+            413,
+            f"The form is too large: this console takes {most} KiB of text and {fields} fields at once. Your browser "
+            "goes back to what you typed: shorten it, or send it in parts.",
+        )
+    return refuse(
+        request, 400, "This console does not understand the request. Open the page again, and use its own forms."
+    )
 
 
 def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Answer 403."""
-    return refuse(request, 403, "You may not open this page.")
+    return refuse(request, 403, "You may not open this page. If you need it, ask an admin of this hospital.")
 
 
 def missing(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Answer 404."""
-    return refuse(request, 404, "There is no such page here.")
+    return refuse(
+        request,
+        404,
+        "There is no page at this address. It may be mistyped, or of another hospital: each has cases and studies of "
+        "its own. A study has a page once it was approved here; before that, look for its case.",
+    )
 
 
 def failed(request: HttpRequest) -> HttpResponse:

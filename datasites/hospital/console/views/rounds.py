@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.paginator import Paginator
-from django.db.models import Count, Max, Q
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 
@@ -13,8 +12,9 @@ from datasites.hospital.cases.views import APPROVED_ONCE
 from datasites.hospital.console.access import ADMIN, EVERYBODY, READERS, REVIEWERS, confirmed, page, present
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import Kill, Move
-from datasites.hospital.models import Case, Round
+from datasites.hospital.models import Case
 from datasites.hospital.rounds import lifecycle
+from datasites.hospital.rounds.progress import counted, progress, with_counts
 
 #: What can be done in which state. Resuming widens and revoking is final, so both ask for the password.
 ACTIONS: dict[str, tuple[str, ...]] = {
@@ -24,24 +24,17 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     Case.State.STOPPED: ("resume", "sit_out", "rejoin", "revoke"),
 }
 ASKS_PASSWORD = ("resume", "sit_out", "rejoin", "revoke")
-DONE = (Round.State.RELEASED, Round.State.UNMASKED)
 
 
 @page(EVERYBODY)
 def overview(request: Any) -> HttpResponse:
     """Show all studies that were approved, newest first."""
-    rows = (
-        Case.objects.filter(state__in=APPROVED_ONCE)
-        .only("pk", "study_name", "study_hash", "state", "note", "submitted_by", "received_at")
-        .annotate(
-            done=Count("rounds", filter=Q(rounds__state__in=DONE)),
-            failed=Count("rounds", filter=Q(rounds__state=Round.State.FAILED)),
-            last=Max("rounds__at"),
-        )
-        .order_by("-received_at")
+    rows = Case.objects.filter(state__in=APPROVED_ONCE).only(
+        "pk", "study_name", "study_hash", "state", "note", "submitted_by", "received_at"
     )
-    pages = Paginator(rows, 25).get_page(request.GET.get("page"))
-    context = {"pages": pages, "kill": Kill(), "may_unkill": request.role in REVIEWERS}
+    pages = Paginator(with_counts(rows).order_by("-received_at"), 25).get_page(request.GET.get("page"))
+    lines = [(row, counted(row)) for row in pages]
+    context = {"pages": pages, "lines": lines, "kill": Kill(), "may_unkill": request.role in REVIEWERS}
     return render(request, "console/studies.html", context)
 
 
@@ -51,14 +44,14 @@ def show(request: Any, case_id: int) -> HttpResponse:
     row = _study(case_id)
     actions = ACTIONS.get(row.state, ()) if request.role in REVIEWERS else ()
     forms = [(a, Move(initial={"action": a}, auto_id=f"{a}-%s"), a in ASKS_PASSWORD) for a in actions]
-    return render(request, "console/study.html", {"row": row, "forms": forms, **_rounds(row)})
+    return render(request, "console/study.html", {"row": row, "forms": forms, **_rounds(request, row)})
 
 
 @page(READERS)
 def rounds(request: Any, case_id: int) -> HttpResponse:
     """Show the part of the page that is fetched again while a study runs."""
     row = _study(case_id)
-    return render(request, "console/rounds.html", {"row": row, **_rounds(row)})
+    return render(request, "console/rounds.html", {"row": row, **_rounds(request, row)})
 
 
 @page(REVIEWERS, ("POST",))
@@ -83,7 +76,8 @@ def kill(request: Any) -> HttpResponse:
         if values["action"] == "kill":
             lifecycle.kill(request.site, present(request), values["reason"])
             return "The kill switch is on: no study starts another round."
-        lifecycle.unkill(request.site, confirmed(request), values["reason"])
+        if not lifecycle.unkill(request.site, confirmed(request), values["reason"]):
+            return "The kill switch was not on, so nothing was done."
         return "The kill switch is off."
 
     return act(request, Kill(request.POST), do, "studies")
@@ -98,15 +92,9 @@ def _study(case_id: int) -> Case:
     return row
 
 
-def _rounds(row: Case) -> dict[str, Any]:
-    recent = list(Round.objects.filter(case=row).order_by("-round")[:200])
-    planned = row.approval_terms.get("plan", {}).get("rounds", 0)
-    done = Round.objects.filter(case=row, state__in=DONE)
-    return {
-        "rounds": recent,
-        "planned": planned,
-        # After the rounds that train comes one for the final evaluation.
-        "done": done.filter(round__lte=planned).count(),
-        "evaluated": done.filter(round__gt=planned).exists(),
-        "live": row.state in (Case.State.APPROVED, Case.State.RUNNING, Case.State.PAUSED),
-    }
+def _rounds(request: Any, row: Case) -> dict[str, Any]:
+    asked = request.GET.get("page", "")
+    shown = progress(request.site.home, row, int(asked) if asked.isdecimal() and len(asked) < 6 else 1)
+    # Older rounds don't change, so only the newest page is fetched again.
+    live = shown.page == 1 and row.state in (Case.State.APPROVED, Case.State.RUNNING, Case.State.PAUSED)
+    return {"progress": shown, "live": live}
