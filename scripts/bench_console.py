@@ -30,15 +30,14 @@ def fill(consortium: LocalConsortium) -> int:
     from datasites.hospital.budget.balances import PrivacyCost, StoredPrice
     from datasites.hospital.cases import examination
     from datasites.hospital.cases.case import open_case
-    from datasites.hospital.models import Case, FirstPassword, LedgerEntry, Round
-    from datasites.hospital.people.accounts import enter_first_admin
+    from datasites.hospital.models import Case, LedgerEntry, Round
+    from datasites.hospital.people.invitations import enter_first_admin
     from datasites.hospital.site import Site
     from datasites.study.audit_chain import Head
     from datasites.study.canonical import canonical_json, sha256_hex
 
     site = Site.open(consortium.home("cleveland"))
     enter_first_admin(site)
-    FirstPassword.objects.all().delete()  # as if the admin had changed it
     files = {path.name: path.read_bytes() for path in consortium.study_folder.iterdir() if path.is_file()}
     job = SubmittedJob("bench", consortium.settings.researcher.email, files, "pending", "")
     row = examination.admit(site, job)
@@ -92,6 +91,7 @@ def fill(consortium: LocalConsortium) -> int:
 
 def measure(number: int) -> list[dict[str, object]]:
     """Median milliseconds of each page."""
+    from django.conf import settings
     from django.contrib.auth import get_user_model
     from django.test import Client
 
@@ -102,7 +102,7 @@ def measure(number: int) -> list[dict[str, object]]:
     for name in (STEWARD, FIRST_ADMIN):
         clients[name] = Client(SERVER_NAME="localhost", REMOTE_ADDR="127.0.0.1")
         user = get_user_model().objects.get(username=name)
-        clients[name].force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+        clients[name].force_login(user, backend=settings.PASSWORD_BACKEND)
     study = Case.objects.filter(state="closed").latest("pk").pk
     pages = ["cases", f"cases/{number}", "studies", f"studies/{study}", f"studies/{study}/rounds", "budget"]
     pages += ["budget/heart", "agreements", "roster", "audit", "audit/?contains=nowhere", "datasets", "datasets/heart"]

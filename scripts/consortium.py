@@ -334,13 +334,17 @@ def _enter_all(consortium: LocalConsortium, index: int, rows: pd.DataFrame, stor
     from django.contrib.auth import get_user_model
 
     from datasites.hospital.cases.readiness import accept
-    from datasites.hospital.people.accounts import acting, enter_person
+    from datasites.hospital.people.accounts import acting
     from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
+    from datasites.hospital.people.invitations import accept as accept_invitation
+    from datasites.hospital.people.invitations import enter_person
     from datasites.hospital.site import Site
 
     site, passwords = Site.open(home), consortium.passwords()
     for name, role in ((STEWARD, "steward"), (OFFICER, "privacy_officer")):
-        enter_person(site, name, role, passwords[name], f"{name}@{hospital.email.partition('@')[2]}")
+        issued = enter_person(site, name, role, f"{name}@{hospital.email.partition('@')[2]}")
+        assert issued is not None
+        accept_invitation(site, issued.code, passwords[name])
     # Who has just set their passwords need not show them.
     steward, officer = (acting(get_user_model().objects.get(username=name)) for name in (STEWARD, OFFICER))
     agreements = home / "agreements.toml"

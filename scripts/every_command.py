@@ -77,8 +77,12 @@ def every_command(desk: Desk, folder: Path) -> Iterator[Run]:
 
     yield Run("identity show", home)
     yield Run("person list", home)
-    yield Run("person add", ("eve.lee", "--role", "auditor", "--password-stdin", *home), password="a phrase of her own")
-    yield Run("person password", ("eve.lee", "--password-stdin", *home), password="another phrase of hers")
+    yield Run("person add", ("eve.lee", "--role", "auditor", *home))
+    yield Run("person invite", ("eve.lee", *home))
+    yield Run("person accept", ("--password-stdin", *home), code=2, password="no link")  # it was shown once
+    yield Run("person password", steward, password=f"{first_password}\n{first_password}")
+    yield by_steward("person second-factor")
+    yield Run("person reset-second-factor", (desk.steward, *home))
     yield Run("person deactivate", ("eve.lee", *home))
     yield Run("roster show", home)
     yield Run("roster pin", (str(folder / "east.json"), "--yes", *home))
@@ -123,7 +127,7 @@ def every_command(desk: Desk, folder: Path) -> Iterator[Run]:
     yield by_steward("study sit-out", case, *why, code=2)  # it has not stopped
     yield by_steward("study rejoin", case, *why, code=2)
     yield by_steward("study revoke", case, *why)
-    yield by_steward("kill", *why)
+    yield by_steward("kill", "--yes", *why)
     yield by_officer("unkill", *why)
     yield Run("audit tail", home)
     yield Run("audit replay", home)

@@ -70,8 +70,8 @@ class Browser:
 
     def is_clean(self) -> None:
         """No request elsewhere, no violation, no script error so far."""
-        assert self.elsewhere == []
-        assert self.complaints == []
+        assert self.elsewhere == [], self.elsewhere
+        assert self.complaints == [], self.complaints
 
 
 def inspect(page: Any, name: str, width: str, theme: str) -> list[str]:

@@ -48,12 +48,15 @@ def init(
     except (OSError, UnicodeDecodeError) as error:
         raise DatasitesError(f"{settings}: cannot be read as UTF-8 text; save it as UTF-8 and try again") from error
     entry = initialise(home, text)
-    from datasites.hospital.people.accounts import FIRST_ADMIN, enter_first_admin
+    from datasites.cli.people import show_once
+    from datasites.hospital.people.invitations import enter_first_admin
 
-    password = enter_first_admin(open_site(home))
+    site = open_site(home)
+    issued = enter_first_admin(site)
     out.print(f"datasite of {entry.organisation} in {home}\nfingerprint  {entry.fingerprint}")
     out.print(f"give {home / 'roster-entry.json'} to the other parties, and compare fingerprints by telephone")
-    out.print(f"console: sign in as {FIRST_ADMIN} with {password} (shown once; change it there), then enter people")
+    out.print(f"the first admin is called {issued.name}, and enters people")
+    show_once(site, issued)
 
 
 @commands.command()
@@ -80,11 +83,21 @@ def serve(
 
 
 @commands.command()
-def kill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False) -> None:
+def kill(
+    home: HomeOption,
+    name: NameOption,
+    reason: ReasonOption,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, stop all studies; asked for on a terminal.")] = False,
+    password_stdin: StdinOption = False,
+) -> None:
     """Stop all studies of this datasite before their next round."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.rounds import lifecycle
 
+        if not yes and (password_stdin or not typer.confirm("Stop all studies of this datasite?")):
+            raise DatasitesError(
+                "kill switch: not confirmed, so nothing was stopped; give the command again with --yes"
+            )
         lifecycle.kill(site, person, reason)
     out.print("the kill switch is on; `datasites unkill` switches it off")
 

@@ -87,12 +87,18 @@ def open_site(home: Path) -> Site:
 
 
 @contextmanager
-def acting(home: Path, name: str, from_stdin: bool) -> Iterator[tuple[Site, Actor]]:
-    """Yield the datasite, and the person who has just given their password; raise `PersonError`."""
+def acting(home: Path, name: str, from_stdin: bool, *, enrolling: bool = False) -> Iterator[tuple[Site, Actor]]:
+    """Yield the datasite, and the person who has just given their password, and a code if they have a second factor.
+
+    From standard input each is a line. enrolling: see `identify`. Raises `PersonError`.
+    """
     site = open_site(home)
     from datasites.hospital.people.accounts import identify
+    from datasites.hospital.people.second_factor import has_one
 
-    yield site, identify(name, ask_password(from_stdin, f"Password of {name}: "))
+    password = ask_password(from_stdin, f"Password of {name}: ")
+    code = ask_password(from_stdin, f"Code of {name}'s second factor: ") if has_one(name) else ""
+    yield site, identify(name, password, code=code, enrolling=enrolling)
 
 
 def ask_password(from_stdin: bool, prompt: str) -> str:

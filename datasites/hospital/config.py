@@ -169,6 +169,7 @@ class ConsoleSettings(Agreed):
     proxy in front speaks TLS, which makes cookies secure, sends HSTS and redirects plain requests. `trusted_proxy` is
     that proxy's address, the only one whose X-Forwarded-For and X-Forwarded-Proto are believed. `allowed_hosts` are
     the names under which people reach the console. Port 0 takes any free one; `run/ready.json` says which.
+    `second_factor = "required"` demands a time-based code of everybody who signs in, or acts, with a password.
     """
 
     enabled: bool = True
@@ -178,6 +179,7 @@ class ConsoleSettings(Agreed):
     https: bool = False
     trusted_proxy: Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]*$", max_length=60)] = ""
     oidc: OidcSettings | None = None
+    second_factor: Literal["optional", "required"] = "optional"
 
     @model_validator(mode="after")
     def _https_has_a_proxy(self) -> ConsoleSettings:

@@ -294,10 +294,15 @@ class ProviderSubject(models.Model):
         constraints = [models.UniqueConstraint(fields=["issuer", "subject"], name="one_person_per_subject")]
 
 
-class FirstPassword(models.Model):
-    """Somebody whose password somebody else has set; until they change it, the console lets them do nothing else."""
+class Invitation(models.Model):
+    """Somebody who may set a password by a link that was shown once, until `ends_at`; `digest` is its code's SHA-256.
+
+    Kept when it is over, until it is used or replaced: it says that this person signs in with a password.
+    """
 
     person = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE)
+    digest = models.CharField(max_length=64, unique=True)
+    ends_at = models.DateTimeField()
 
 
 class FailedSignIns(models.Model):

@@ -81,6 +81,7 @@ DEBUG = False
 # Logging is `serve`'s to set up. Django's way would first close all handlers, and absl's handler (which
 # dp-accounting brings) also closes the stream that it writes to.
 LOGGING_CONFIG = None
+PASSWORD_BACKEND = "datasites.hospital.people.second_factor.PasswordAndCode"
 PROVIDER_BACKEND = "datasites.hospital.console.provider.Provider"
 #: The home folder and what its datasite.toml says; the console's middleware opens key and audit log from it.
 DATASITE = home
@@ -94,6 +95,8 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_htmx",
     "axes",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
     "datasites.hospital",
     "datasites.hospital.console",
 ]
@@ -108,9 +111,9 @@ TIME_ZONE = "UTC"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
-    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "datasites.hospital.people.passwords.Strength"},
 ]
-AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", PASSWORD_BACKEND]
 if _console.oidc is not None:
     globals().update(_provider(_console.oidc))
     AUTHENTICATION_BACKENDS.append(PROVIDER_BACKEND)
@@ -124,9 +127,11 @@ AXES_COOLOFF_TIME = datetime.timedelta(minutes=15)
 AXES_RESET_ON_SUCCESS = True
 AXES_LOCKOUT_CALLABLE = "datasites.hospital.console.access.locked_out"
 AXES_VERBOSE = False
-AXES_SENSITIVE_PARAMETERS = ["username", "new_password", "again", "csrfmiddlewaretoken"]
+AXES_SENSITIVE_PARAMETERS = ["username", "new_password", "again", "code", "csrfmiddlewaretoken"]
 AXES_USERNAME_CALLABLE = "datasites.hospital.console.access.client_name"
 AXES_ENABLE_ADMIN = False
+# Shown by the app on a person's telephone, beside the name.
+OTP_TOTP_ISSUER = home.settings.organisation
 # Addresses come from the socket, or from the one trusted proxy (uvicorn reads its headers); never from any header.
 AXES_CLIENT_IP_CALLABLE = "datasites.hospital.console.access.client_address"
 

@@ -20,9 +20,11 @@ from datasites.enclave import cgroup
 from datasites.hospital import doctor, serving
 from datasites.hospital.doctor import examine
 from datasites.hospital.evidence.verify_bundle import verify
+from datasites.hospital.site import Site
 from datasites.study.roster import Roster, RosterEntry
 from tests.cli.command_line import CommandLine, facts
-from tests.hospital.desk import Desk
+from tests.hospital.desk import PASSWORD, Desk
+from tests.hospital.invited import enter
 from tests.study.entries import entry_of
 
 WHY = ("--reason", "a power failure")
@@ -56,12 +58,15 @@ def test_a_datasite_is_made_once_for_people_of_its_own(tmp_path: Path) -> None:
     assert Roster.load(home / "roster.json").entries == (entry,)
     for private in (home, *home.rglob("*.pem")):
         assert not stat.S_IMODE(private.stat().st_mode) & 0o077, private
-    password = made["said"].split("sign in as admin with ")[1].split()[0]
+    code = made["said"].split("/invitation/#")[1].split()[0]
     kept = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
-    assert password.encode() not in kept
+    assert code.encode() not in kept
     log = [json.loads(line) for line in (home / "audit.jsonl").read_text().splitlines()]
     assert {"initialised", "person_added"} <= {record["kind"] for record in log}
-    stop = ("kill", *at, "--as", "admin", *WHY, "--password-stdin")
+    password = "a phrase of the admin's own"
+    (accepted,) = in_another_process(("person", "accept", *at, "--password-stdin"), password=f"{code}\n{password}")
+    assert "admin: password set" in accepted["said"]
+    stop = ("kill", *at, "--as", "admin", *WHY, "--yes", "--password-stdin")
     (stopped,) = in_another_process(stop, password=password)
     assert (stopped["code"], (home / "KILLED").read_text()) == (0, "admin: a power failure\n")
 
@@ -131,8 +136,9 @@ def test_one_process_serves_a_home_until_it_is_told_to_stop(datasites: CommandLi
 
 def test_one_person_stops_all_studies_until_a_reviewer_lets_them_go_on(datasites: CommandLine) -> None:
     switch = datasites.home.root / "KILLED"
-    datasites.does("person", "add", "eve", "--role", "admin", "--password-stdin")
-    datasites.does("kill", *WHY, by="eve")
+    enter(Site.open(datasites.home.root), "eve", "admin", PASSWORD)
+    assert "not confirmed, so nothing was stopped" in datasites.refuses("kill", *WHY, by="eve")
+    datasites.does("kill", *WHY, "--yes", by="eve")
     assert switch.read_text() == "eve: a power failure\n"
     (record,) = datasites.logged("killed")
     assert record == {"person": "eve", "role": "admin", "reason": "a power failure"}
@@ -146,8 +152,8 @@ def test_one_person_stops_all_studies_until_a_reviewer_lets_them_go_on(datasites
 
 
 def test_a_reason_that_the_log_can_not_hold_switches_nothing(datasites: CommandLine) -> None:
-    for command in ("kill", "unkill"):
-        assert "reason" in datasites.refuses(command, "--reason", "x" * 1_000_000, by="ann")
+    for command in (("kill", "--yes"), ("unkill",)):
+        assert "reason" in datasites.refuses(*command, "--reason", "x" * 1_000_000, by="ann")
     assert not (datasites.home.root / "KILLED").exists()
 
 

@@ -27,9 +27,11 @@ OTHERS = "a long enough passphrase"
 @pytest.fixture(scope="module")
 def browser(datasites: LocalDatasites) -> Iterator[Browser]:
     for name, role in ((AUDITOR, "auditor"), (ADMIN, "admin")):
-        done = datasites.command(
-            "cleveland", "person", "add", name, "--role", role, "--own", "--password-stdin", password=OTHERS
-        )
+        done = datasites.command("cleveland", "person", "add", name, "--role", role)
+        assert done.returncode == 0, done.stderr
+        (link,) = [line for line in done.stdout.splitlines() if "/invitation/#" in line]
+        accept = ("cleveland", "person", "accept", "--password-stdin")
+        done = datasites.command(*accept, password=f"{link}\n{OTHERS}")
         assert done.returncode == 0, done.stderr
     ready = json.loads((datasites.consortium.home("cleveland") / "run" / "ready.json").read_text())
     passwords = {AUDITOR: OTHERS, ADMIN: OTHERS, **datasites.consortium.passwords()}

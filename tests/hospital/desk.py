@@ -17,7 +17,7 @@ from datasites.hospital.audit.entered import agreements_by_hand
 from datasites.hospital.cases import rehearsal, review
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, LedgerEntry, Round
-from datasites.hospital.people.accounts import Actor, enter_person, identify
+from datasites.hospital.people.accounts import Actor, identify
 from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
 from datasites.hospital.service import Service
 from datasites.hospital.site import Site
@@ -25,6 +25,7 @@ from datasites.study.package import StudyPackage
 from policies.registry import RegistryFile
 from tests.agreements import agreements
 from tests.hospital.conftest import HEART, moments
+from tests.hospital.invited import enter
 from tests.polling import PATIENCE
 
 PASSWORD = "a long enough passphrase"
@@ -55,7 +56,7 @@ def _enter(home: Home, values: dict[str, Any]) -> None:
     site = Site.open(home.root)
     Case.objects.create(**values)
     for name, role in (("ann", "steward"), ("bob", "privacy_officer"), ("cyd", "steward"), ("dee", "auditor")):
-        enter_person(site, name, role, PASSWORD, f"{name}@cleveland.example.org")
+        enter(site, name, role, PASSWORD, f"{name}@cleveland.example.org")
     home.registry.unlink(missing_ok=True)
 
 

@@ -174,17 +174,18 @@ class RealHospital:
         from datasites.hospital.cases.case import open_case
         from datasites.hospital.cases.encoded import partitions
         from datasites.hospital.models import Case
-        from datasites.hospital.people.accounts import enter_person, identify
+        from datasites.hospital.people.accounts import identify
         from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
         from datasites.hospital.people.roster import pin_compared
         from datasites.hospital.site import Site
+        from tests.hospital.invited import enter
 
         site = self._site = Site.open(self.root / "home")
         for entry in self._roster.entries[1:]:
             pin_compared(site, entry)
         people = {"ann": "steward", "bob": "privacy_officer"}
         for name, role in people.items():
-            enter_person(site, name, role, PASSWORD, f"{name}@cleveland.example.org")
+            enter(site, name, role, PASSWORD, f"{name}@cleveland.example.org")
         file = self.root / "agreements.toml"
         file.write_text(agreements("Cleveland", features))
         for id, version in enter_agreements(site, identify("ann", PASSWORD), file):

@@ -41,7 +41,8 @@ def main() -> None:
     from datasites.hospital.audit.log import verify_log
     from datasites.hospital.database import DATABASE_AWAY, let_go, reason_of
     from datasites.hospital.doctor import _space
-    from datasites.hospital.people.accounts import deactivate, enter_person, list_people, written_down
+    from datasites.hospital.people.accounts import deactivate, list_people, written_down
+    from datasites.hospital.people.invitations import enter_person
     from datasites.hospital.site import Site
     from datasites.study.audit_chain import records
     from datasites.study.errors import DatasitesError
@@ -52,7 +53,7 @@ def main() -> None:
     for left in LEFT:
         fill(left)
         try:
-            enter_person(site, f"ann{left}", "auditor", "correct-horse-9-battery", f"ann{left}@hospital.example.org")
+            enter_person(site, f"ann{left}", "auditor", f"ann{left}@hospital.example.org")
             said[str(left)] = ""
         except DATABASE_AWAY as error:
             said[str(left)] = reason_of(site.home, error)
@@ -65,7 +66,7 @@ def main() -> None:
     let_go()
     for left in LEFT:
         if said[str(left)]:  # the same again, now that there is room
-            enter_person(site, f"ann{left}", "auditor", "correct-horse-9-battery", f"ann{left}@hospital.example.org")
+            enter_person(site, f"ann{left}", "auditor", f"ann{left}@hospital.example.org")
     with written_down(site, "person_deactivated", person="ann0", by="command line"):
         deactivate("ann0", by="")
     logged = [record.fields["person"] for record in records(site.home.audit) if record.kind == "person_added"]

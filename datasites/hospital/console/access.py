@@ -14,6 +14,7 @@ from functools import wraps
 from typing import Any
 
 from django.conf import settings
+from django.contrib import auth
 from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
@@ -24,15 +25,8 @@ from django.views.decorators.http import require_http_methods
 
 from datasites.hospital.config import OidcSettings
 from datasites.hospital.database import this_home
-from datasites.hospital.people.accounts import (
-    Actor,
-    PersonError,
-    WrongPassword,
-    acting,
-    identify,
-    list_people,
-    must_change,
-)
+from datasites.hospital.people.accounts import Actor, PersonError, WrongPassword, acting, identify, list_people
+from datasites.hospital.people.second_factor import device_of, is_required
 
 STEWARD, OFFICER, AUDITOR, ADMIN = "steward", "privacy_officer", "auditor", "admin"
 REVIEWERS = frozenset({STEWARD, OFFICER})
@@ -42,6 +36,10 @@ EVERYBODY = READERS | {ADMIN}
 #: In the session: when the person last signed in again at the provider; good for one decision within CONFIRMED_SECONDS.
 CONFIRMED = "provider_confirmed"
 CONFIRMED_SECONDS = 300
+#: In the session: the number of the second factor, if any, of which the person gave a code.
+SECOND_FACTOR = "second_factor"
+#: In the session: when the person had signed in the time before.
+LAST_VISIT = "last_visit"
 
 #: Roles as people know them.
 ROLE_NAMES = {STEWARD: "data steward", OFFICER: "privacy officer", AUDITOR: "auditor", ADMIN: "admin"}
@@ -50,23 +48,33 @@ View = Callable[..., HttpResponse]
 
 
 def page(
-    roles: frozenset[str], methods: tuple[str, ...] = ("GET",), *, also_first: bool = False, of: str = ""
+    roles: frozenset[str],
+    methods: tuple[str, ...] = ("GET",),
+    *,
+    without_second_factor: bool = False,
+    of: str = "",
 ) -> Callable[[View], View]:
     """Make a view for people of these roles only: anonymous ones sign in first, others are refused with 403.
 
-    also_first: for people, too, who have yet to change a password that somebody else has set. of: name of the page that
-    an address belongs to which only takes forms, where it isn't the one above it.
+    without_second_factor: for people, too, who have yet to set up the one that datasite.toml demands. of: name of the
+    page that an address belongs to which only takes forms, where it isn't the one above it.
     """
 
     def decorate(view: View) -> View:
         @wraps(view)
         def guarded(request: Any, *arguments: Any, **values: Any) -> HttpResponse:
+            # After signing in people land on a page, never on an action.
+            target = request.get_full_path() if request.method == "GET" else "/"
             if not request.user.is_authenticated:
-                # After signing in people land on a page, never on an action.
-                target = request.get_full_path() if request.method == "GET" else "/"
                 return redirect_to_login(target)
-            if not also_first and not by_provider(request) and must_change(request.user):
-                return redirect("password")
+            if not by_provider(request):
+                device = device_of(request.user)
+                if device is not None and request.session.get(SECOND_FACTOR) != device.pk:
+                    # Begun before it was set up, or with one that counts no longer: somebody else may have begun it.
+                    auth.logout(request)
+                    return redirect_to_login(target)
+                if device is None and is_required() and not without_second_factor:
+                    return redirect("second-factor")
             if request.role not in roles:
                 return refuse(request, 403, _who_may(request, roles))
             return view(request, *arguments, **values)
@@ -155,6 +163,11 @@ def provider() -> OidcSettings:
 def by_provider(request: Any) -> bool:
     """Say whether the person signed in at the organisation's provider, and not with a password."""
     return bool(request.session.get(BACKEND_SESSION_KEY) == settings.PROVIDER_BACKEND)
+
+
+def last_visit(user: Any) -> str:
+    """Say when somebody who is just signing in did so the time before; "" for the first time."""
+    return user.last_login.isoformat() if user.last_login is not None else ""
 
 
 def confirmed_since(request: Any) -> float | None:

@@ -18,9 +18,9 @@ from datasites.study.errors import DatasitesError
 
 
 def act(
-    request: Any, form: forms.Form, do: Callable[[dict[str, Any]], str], then: str, *arguments: object
+    request: Any, form: forms.Form, do: Callable[[dict[str, Any]], str | HttpResponse], then: str, *arguments: object
 ) -> HttpResponse:
-    """Run `do` on the form's clean values and go to the page `then` with what it says.
+    """Run `do` on the form's clean values and go to the page `then` with what it says, or show the page it returns.
 
     A malformed form is 400, a wrong password 403, a state of things that has changed or a rule that denies 409.
     """
@@ -34,5 +34,7 @@ def act(
         return refuse(request, 503, f"The audit log can't be written, so nothing was done: {error}")
     except DatasitesError as error:
         return refuse(request, 409, str(error))
+    if isinstance(message, HttpResponse):
+        return message
     messages.success(request, message)
     return redirect(then, *arguments)

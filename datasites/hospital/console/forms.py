@@ -7,6 +7,7 @@ from typing import Any
 
 from django import forms
 from django.conf import settings
+from django.contrib.auth import authenticate
 from django.contrib.auth.forms import AuthenticationForm
 from django.core.validators import MaxLengthValidator, ProhibitNullCharactersValidator
 
@@ -14,6 +15,7 @@ from datasites.hospital.cases.inbox import ORDERS
 from datasites.hospital.cases.review import LONGEST_MESSAGE
 from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
 from datasites.hospital.models import Case
+from datasites.hospital.people.passwords import LONGEST
 
 
 class PlainTextField(forms.CharField):
@@ -40,7 +42,7 @@ class NewPassword(forms.CharField):
 
     def __init__(self, **options: Any) -> None:
         widget = forms.PasswordInput(attrs={"autocomplete": "new-password"})
-        super().__init__(max_length=256, strip=False, widget=widget, **options)
+        super().__init__(max_length=LONGEST, strip=False, widget=widget, **options)
 
 
 class Password(forms.CharField):
@@ -49,21 +51,45 @@ class Password(forms.CharField):
 
     def __init__(self, **options: Any) -> None:
         widget = forms.PasswordInput(attrs={"autocomplete": "current-password", "required": True})
-        super().__init__(max_length=256, strip=False, required=False, widget=widget, **options)
+        super().__init__(max_length=LONGEST, strip=False, required=False, widget=widget, **options)
+
+
+class Code(forms.CharField):
+    """A code of a second factor."""
+
+    def __init__(self, **options: Any) -> None:
+        attributes = {"autocomplete": "one-time-code", "inputmode": "numeric", "spellcheck": "false", "class": "code"}
+        super().__init__(max_length=6, min_length=6, widget=forms.TextInput(attrs=attributes), **options)
 
 
 class SignIn(AuthenticationForm):
-    """Name and password."""
+    """Name, password, and the code of a second factor."""
 
     error_messages = {
-        "invalid_login": "Name or password is wrong.",
-        "inactive": "Name or password is wrong.",
+        "invalid_login": "Name, password or code is wrong.",
+        "inactive": "Name, password or code is wrong.",
     }
+    code = Code(
+        required=False,
+        label="Code",
+        help_text="Six digits from your app, each good once. Empty if you have set up no second factor.",
+    )
 
     def __init__(self, *arguments: Any, **values: Any) -> None:
         super().__init__(*arguments, **values)
         self.fields["username"].label = "Name"
-        self.fields["password"].validators.append(MaxLengthValidator(256))
+        self.fields["password"].validators.append(MaxLengthValidator(LONGEST))
+
+    def clean(self) -> dict[str, Any]:
+        """Ask all three at once, so that nobody learns which of them was wrong."""
+        name, password = self.cleaned_data.get("username"), self.cleaned_data.get("password")
+        if name is not None and password and "code" not in self.errors:
+            code = self.cleaned_data.get("code", "")
+            self.user_cache = authenticate(self.request, username=name, password=password, token=code)
+            if self.user_cache is None:
+                raise self.get_invalid_login_error()
+            self.confirm_login_allowed(self.user_cache)
+        return self.cleaned_data
 
 
 class CaseSearch(forms.Form):
@@ -128,7 +154,19 @@ class Kill(forms.Form):
 
     action = forms.ChoiceField(choices=[("kill", "kill"), ("unkill", "unkill")], widget=forms.HiddenInput)
     reason = Reason(label="Reason")
+    sure = forms.BooleanField(required=False, label="Yes, stop every study of this datasite before its next round")
     password = Password(label="Your password")
+
+    def __init__(self, *arguments: Any, **values: Any) -> None:
+        super().__init__(*arguments, **values)
+        self.fields["sure"].widget.attrs["required"] = True  # in the browser; only the one form has it
+
+    def clean(self) -> dict[str, Any]:
+        """Require the tick before everything is stopped."""
+        data = super().clean() or {}
+        if data.get("action") == "kill" and not data.get("sure"):
+            self.add_error("sure", "Tick this box first: nothing was stopped.")
+        return data
 
 
 class WhatIfForm(forms.Form):
@@ -267,20 +305,12 @@ class AddPerson(forms.Form):
         label="Role",
     )
     by_provider = forms.BooleanField(required=False, label="Signs in only through the organisation")
-    new_password = NewPassword(required=False, label="Their first password", help_text="12 characters or more.")
     password = Password(label="Your own password")
 
     def __init__(self, *arguments: Any, **values: Any) -> None:
         super().__init__(*arguments, **values)
         if settings.DATASITE.settings.console.oidc is None:
             del self.fields["by_provider"]
-
-    def clean(self) -> dict[str, Any]:
-        """Require either a password or the organisation's sign-in."""
-        data = super().clean() or {}
-        if not data.get("new_password") and not data.get("by_provider"):
-            self.add_error("new_password", "Give them a first password.")
-        return data
 
 
 class DeactivatePerson(forms.Form):
@@ -290,11 +320,17 @@ class DeactivatePerson(forms.Form):
     password = Password(label="Your own password")
 
 
-class ChangePassword(forms.Form):
-    """One's own password."""
+class OnPerson(DeactivatePerson):
+    """A person to invite anew, or whose second factor to take off."""
 
-    password = Password(label="Your current password")
-    new_password = NewPassword(label="New password", help_text="12 characters or more.")
+
+class _NewPasswords(forms.Form):
+    """A new password, twice."""
+
+    new_password = NewPassword(
+        label="New password",
+        help_text="12 characters or more. A few uncommon words are better than one with digits and signs.",
+    )
     again = NewPassword(label="New password again", validators=[ProhibitNullCharactersValidator()])
 
     def clean(self) -> dict[str, Any]:
@@ -303,6 +339,37 @@ class ChangePassword(forms.Form):
         if data.get("new_password") != data.get("again"):
             self.add_error("again", "The two new passwords differ.")
         return data
+
+
+class ChangePassword(_NewPasswords):
+    """One's own password."""
+
+    field_order = ["password"]
+    password = Password(label="Your current password")
+
+
+class AcceptInvitation(_NewPasswords):
+    """The password of somebody who was invited."""
+
+    field_order = ["code"]
+    code = forms.CharField(
+        max_length=500,
+        label="Your link, or what follows its #",
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false", "class": "code"}),
+    )
+
+
+class BeginSecondFactor(forms.Form):
+    """A new secret."""
+
+    code = Code(required=False, label="Code of your present second factor")
+    password = Password(label="Your password")
+
+
+class ConfirmSecondFactor(forms.Form):
+    """The first code of a new secret."""
+
+    code = Code(label="Code that the app shows now")
 
 
 def problems(form: forms.Form) -> Iterator[str]:

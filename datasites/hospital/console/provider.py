@@ -28,7 +28,7 @@ from django.http import HttpRequest, HttpResponse
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 from mozilla_django_oidc.views import OIDCAuthenticationCallbackView, OIDCAuthenticationRequestView
 
-from datasites.hospital.console.access import CONFIRMED, provider, refuse
+from datasites.hospital.console.access import CONFIRMED, LAST_VISIT, last_visit, provider, refuse
 from datasites.hospital.models import ProviderSubject
 from datasites.hospital.outages import away
 from datasites.hospital.people.accounts import role_of
@@ -149,8 +149,11 @@ class Finish(OIDCAuthenticationCallbackView):
         if confirming is None:
             if not role_of(self.user):
                 return self.login_failure()
+            before = last_visit(self.user)
             signed_in(self.request.site, self.user.username, by="provider")
-            return super().login_success()
+            response = super().login_success()
+            self.request.session[LAST_VISIT] = before
+            return response
         if (confirming["person"], self.request.user.pk) != (self.user.pk, self.user.pk):
             return refuse(
                 self.request, 403, "The person who signed in at the provider is not the one who is signed in here."

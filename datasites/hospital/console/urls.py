@@ -11,10 +11,12 @@ from datasites.hospital.console.views import (
     cases,
     data,
     entry,
+    invitations,
     people,
     provider,
     roster,
     rounds,
+    second_factor,
 )
 
 urlpatterns = [
@@ -24,6 +26,10 @@ urlpatterns = [
     path("provider/callback/", provider.finish, name="provider-callback"),
     path("logout/", entry.logout, name="logout"),
     path("password/", entry.password, name="password"),
+    path("invitation/", invitations.accept, name="invitation"),
+    path("invitation/code/", invitations.code, name="invitation-code"),
+    path("second-factor/", second_factor.overview, name="second-factor"),
+    path("second-factor/confirm/", second_factor.confirm, name="confirm-second-factor"),
     path("cases/", cases.inbox, name="cases"),
     path("cases/<int:case_id>/", cases.show, name="case"),
     path("cases/<int:case_id>/decide/", cases.decide, name="decide"),
@@ -55,6 +61,8 @@ urlpatterns = [
     path("people/", people.overview, name="people"),
     path("people/add/", people.add, name="add-person"),
     path("people/deactivate/", people.deactivate, name="deactivate-person"),
+    path("people/invite/", people.invite_again, name="invite-person"),
+    path("people/second-factor/", people.reset_second_factor, name="reset-second-factor"),
 ]
 
 handler400 = "datasites.hospital.console.views.entry.malformed"

@@ -10,9 +10,9 @@ True
 >>> connect(home).settings.organisation  # a process has one home
 'A'
 >>> from datasites.hospital.people.accounts import add_person
->>> add_person("ann.lee", "steward", "a passphrase of hers", "ann.lee@a.example.org")
+>>> add_person("ann.lee", "steward", "ann.lee@a.example.org")
 Person(name='ann.lee', email='ann.lee@a.example.org', role='steward', active=True)
->>> add_person("al", "privacy_officer", "a passphrase of hers", "ann.lee@a.example.org")
+>>> add_person("al", "privacy_officer", "ann.lee@a.example.org")
 Traceback (most recent call last):
 datasites.hospital.people.accounts.PersonError: person al: ann.lee@a.example.org is entered under another name; \
 each person is entered once

@@ -7,7 +7,6 @@ another name.
 
 from __future__ import annotations
 
-import secrets
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from django.contrib.auth import authenticate, get_user_model
-from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AbstractUser, Group, User
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
@@ -23,10 +21,11 @@ from django.core.validators import validate_email
 from django.db import transaction
 from django.http import HttpRequest
 
-from datasites.hospital.audit.bindings import bind, person_content
 from datasites.hospital.audit.entered import people_by_hand, tell
 from datasites.hospital.database import this_home
-from datasites.hospital.models import FirstPassword
+from datasites.hospital.models import Invitation
+from datasites.hospital.people import second_factor
+from datasites.hospital.people.second_factor import PasswordAndCode
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import identity_key, same_identity
@@ -76,52 +75,19 @@ def written_down(site: Site, kind: str, **fields: str) -> Iterator[None]:
     site.audit.append(kind, **fields)
 
 
-def enter_person(
-    site: Site, name: str, role: str, password: str | None, email: str = "", by: str = "", *, first: bool = False
-) -> None:
-    """Call `add_person`, logged and bound by the log (`bindings`); by: the admin, or "" for the command line.
-
-    first: whether somebody else than the person has set the password, as an admin always has (`must_change`).
-
-    Only whom the log knows under that role and e-mail address can act. Whom the database has like that and the log
-    does not know (it was lost, or is of a version that did not log the first admin) is entered again, with this
-    password: by the command line only, since an admin sets the password of no account that is there.
-    """
-    with transaction.atomic():
-        person = _unknown_to_the_log(site, name, role, email)
-        if person is not None and by:
-            raise PersonError(f"person {name}: already entered, but not in the audit log; {_again(person)}")
-        if person is None:
-            person = add_person(name, role, password, email, first=first or bool(by))
-        elif password is not None:
-            change_password(name, password, first=first)
-    # The database first: a record that somebody was entered may never stand without them.
-    commitment = bind(site.home, person_content(person.name, person.role, person.email))
-    record_fields = {"person": person.name, "role": person.role, "email": person.email, "by": by or "command line"}
-    site.audit.append("person_added", **record_fields, commitment=commitment)
-
-
-def _unknown_to_the_log(site: Site, name: str, role: str, email: str) -> Person | None:
-    """Return somebody of the database, active and just like that, whom the log has never entered."""
-    user = get_user_model().objects.filter(username=name, is_active=True).first()
-    if user is None or (role_of(user), user.email) != (role, identity_key(email or (name if "@" in name else ""))):
-        return None
-    return None if name in tell(site.home).added else Person(name, user.email, role, active=True)
-
-
-def _again(person: Person) -> str:
+def again_by_the_shell(person: Person) -> str:
     """Say what to do about somebody whom the log does not know."""
     address = ("--email", person.email) if person.email not in ("", person.name) else ()
     command = shlex.join(("datasites", "person", "add", person.name, "--role", person.role, *address))
     return f"if they are who they should be, enter them again on the datasite's machine: `{command} --home …`"
 
 
-def add_person(name: str, role: str, password: str | None, email: str = "", *, first: bool = False) -> Person:
-    """Enter a person with one role into the database; `enter_person` logs it, too.
+def add_person(name: str, role: str, email: str = "", *, by_provider: bool = False) -> Person:
+    """Enter a person with one role into the database; `invitations.enter_person` logs it and invites them, too.
 
-    Without a password they can only sign in with the organisation's own sign-in. A name that is an e-mail address is
-    the person's e-mail too, unless another is given. first: see `enter_person`. Raises `PersonError` for a taken name
-    or address, an unknown role, a reviewer without an address, or a weak password.
+    They have no password yet. by_provider: they sign in with the organisation's own sign-in. A name that is an e-mail
+    address is the person's e-mail too, unless another is given. Raises `PersonError` for a taken name or address, an
+    unknown role, or a reviewer without an address.
     """
     if role not in get_args(PersonRole):
         raise PersonError(f"person {name}: role {role!r} is not one of {', '.join(get_args(PersonRole))}")
@@ -132,13 +98,11 @@ def add_person(name: str, role: str, password: str | None, email: str = "", *, f
     if not written.isascii():
         raise PersonError(f"person {name}: {written} has other letters than ASCII, which may be another's; write xn--…")
     email = identity_key(written)
-    if not email and (role in REVIEWERS or password is None):
+    if not email and (role in REVIEWERS or by_provider):
         raise PersonError(f"person {name}: a {role} needs an e-mail address, which says who they are (--email)")
     try:
         if email:
             validate_email(email)
-        if password is not None:
-            validate_password(password, users(username=name, email=email))
     except ValidationError as error:
         raise PersonError(f"person {name}: {' '.join(error.messages)}") from error
     with transaction.atomic():
@@ -146,34 +110,35 @@ def add_person(name: str, role: str, password: str | None, email: str = "", *, f
             raise PersonError(f"person {name}: already entered; choose another name")
         if email and users.objects.filter(email=email).exists():
             raise PersonError(f"person {name}: {email} is entered under another name; each person is entered once")
-        user = users.objects.create_user(username=name, email=email, password=password)
+        user = users.objects.create_user(username=name, email=email, password=None)
         user.email = email  # `create_user` keeps the case of the part before the @
         user.save(update_fields=["email"])
         user.groups.add(Group.objects.get_or_create(name=role)[0])
-        if first and password is not None:
-            FirstPassword.objects.create(person=user)
     return Person(name, email, role, active=True)
 
 
-def enter_first_admin(site: Site) -> str:
-    """Enter `FIRST_ADMIN` and return the generated password, to be shown once; only its hash is kept."""
-    password = secrets.token_urlsafe(18)
-    enter_person(site, FIRST_ADMIN, "admin", password, first=True)
-    return password
-
-
-def identify(name: str, password: str, request: HttpRequest | None = None) -> Actor:
+def identify(
+    name: str, password: str, request: HttpRequest | None = None, code: str = "", *, enrolling: bool = False
+) -> Actor:
     """Return the person with this name and password; raises `PersonError`.
 
     Over the network `request` says who asks, and too many wrong passwords lock that person out from there for a
-    while. On the command line there is no lock-out: whoever has the shell has the database.
+    while. On the command line there is no lock-out: whoever has the shell has the database. There, who has a second
+    factor gives a code of it, too, and where datasite.toml demands one, who has none can only set it up (enrolling).
     """
+    credentials = {"username": name, "password": password, "token": code}
     if request is None:
-        user = ModelBackend().authenticate(None, username=name, password=password)
+        user = PasswordAndCode().authenticate(None, **credentials)
     else:
-        user = authenticate(request, username=name, password=password)
+        user = authenticate(request, **credentials)
     if user is None:
-        raise WrongPassword(f"person {name}: unknown, or the password is wrong")
+        with_code = " or the code" if second_factor.has_one(name) else ""
+        raise WrongPassword(f"person {name}: unknown, or the password{with_code} is wrong")
+    if request is None and not enrolling and second_factor.lacks_one(user):
+        raise PersonError(
+            f"person {name}: has no second factor, which datasite.toml demands; set it up with `datasites person "
+            f"second-factor --as {shlex.quote(name)}`, or in the console"
+        )
     return acting(user)
 
 
@@ -189,7 +154,7 @@ def acting(user: AbstractUser) -> Actor:
     entered = tell(this_home()).added
     by_hand = people_by_hand(this_home(), [(user.username, role, user.email)]) if entered else []
     if by_hand and user.username not in entered:
-        raise PersonError(f"{by_hand[0]}; {_again(Person(user.username, user.email, role, active=True))}")
+        raise PersonError(f"{by_hand[0]}; {again_by_the_shell(Person(user.username, user.email, role, active=True))}")
     if by_hand:
         raise PersonError(f"person {user.username}: {by_hand[0]}; `datasites doctor` says what to do")
     return Actor(user.pk, user.username, role, user.email)
@@ -215,42 +180,34 @@ def role_of(user: AbstractUser) -> PersonRole | Literal[""]:
     return cast(PersonRole, role) if role in get_args(PersonRole) else ""
 
 
-def must_change(user: AbstractUser) -> bool:
-    """Say whether somebody else set this person's password, and could sign in under their name until it is changed."""
-    return FirstPassword.objects.filter(person_id=user.pk).exists()
-
-
-@transaction.atomic
-def change_password(name: str, password: str, *, first: bool = False) -> None:
-    """Set a person's new password; raises `PersonError` for an unknown person or a weak password.
-
-    first: whether somebody else has set it. One who changes such a password may not keep it.
-    """
-    user = _find(name)
-    if not first and must_change(user) and user.check_password(password):
-        raise PersonError(f"person {name}: that is the password that was set for you; choose another one")
+def set_password(user: User, password: str) -> None:
+    """Set a person's new password; raises `PersonError` with the reasons for a weak one. Ends their other sessions."""
     try:
         validate_password(password, user)
     except ValidationError as error:
-        raise PersonError(f"person {name}: {' '.join(error.messages)}") from error
+        raise PersonError(f"person {user.username}: {' '.join(error.messages)}") from error
     user.set_password(password)
     user.save(update_fields=["password"])
-    if first:
-        FirstPassword.objects.get_or_create(person=user)
-    else:
-        FirstPassword.objects.filter(person=user).delete()
+
+
+def change_password(site: Site, person: Actor, password: str) -> None:
+    """Set the new password of somebody who has just shown who they are, and log that; raises `PersonError`."""
+    with written_down(site, "password_changed", person=person.name):
+        set_password(find(person.name), password)
 
 
 def deactivate(name: str, by: str) -> None:
     """Keep a person out from now on; their past decisions stand. Raises `PersonError`, also for oneself."""
     if name == by:
         raise PersonError(f"person {name}: nobody can shut themselves out; ask another admin")
-    user = _find(name)
+    user = find(name)
     user.is_active = False
     user.save(update_fields=["is_active"])
+    Invitation.objects.filter(person=user).delete()
 
 
-def _find(name: str) -> User:
+def find(name: str) -> User:
+    """Return the account of this name; raises `PersonError`."""
     user = User.objects.filter(username=name).first()
     if user is None:
         raise PersonError(f"person {name}: not entered; see `datasites person list`")

@@ -15,7 +15,7 @@ import numpy as np
 from datasites.control.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.hospital.data.answers import answer
 from datasites.hospital.data.findings import TableFinding
-from datasites.hospital.people.accounts import Actor, acting, enter_person
+from datasites.hospital.people.accounts import Actor, acting
 from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
 from datasites.hospital.people.roster import pin_compared
 from datasites.hospital.setup import initialise
@@ -34,6 +34,7 @@ from datasites.study.roster import Roster, RosterEntry
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import Store
 from tests.agreements import agreements
+from tests.hospital.invited import enter
 from tests.study.entries import entry_of
 
 STUDY = Path(__file__).with_name("study")
@@ -84,7 +85,7 @@ def furnish(root: Path) -> None:
     (home.root / "mapping.toml").write_text(MAPPING)
     (home.root / "data" / "mock.csv").write_text(_mock())
     for name, role in (("ann", "steward"), ("bob", "privacy_officer")):
-        enter_person(site, name, role, PASSPHRASE, f"{name}@north.example.org")
+        enter(site, name, role, PASSPHRASE, f"{name}@north.example.org")
     # What people have said of the table is part of the public record: the same beside each neighbour.
     model = StudyPackage.read(STUDY).data_model
     for kind, column in (("patients", ""), ("infinite", "pressure")):

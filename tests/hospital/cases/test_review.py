@@ -19,7 +19,7 @@ from datasites.hospital.cases.freeze import FrozenCopyChanged
 from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, LedgerEntry, PolicyDecision, Review
-from datasites.hospital.people.accounts import PersonError, enter_person, identify
+from datasites.hospital.people.accounts import PersonError, identify
 from datasites.hospital.people.agreements import terminate_agreement
 from datasites.hospital.rounds import lifecycle
 from datasites.hospital.site import Site
@@ -27,6 +27,7 @@ from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from policies.registry import RegistryFile
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import PASSWORD, Desk, job
+from tests.hospital.invited import enter
 
 
 def test_two_people_of_two_roles_approve_and_the_budget_is_reserved(desk: Desk) -> None:
@@ -250,7 +251,7 @@ def test_code_with_a_finding_is_shown_but_can_not_be_approved(database: Home, fu
 def test_nobody_reviews_their_own_submission_under_another_name(desk: Desk) -> None:
     """The policies compare addresses: a person's name says nothing of who they are."""
     desk.agree()
-    enter_person(desk.site, "gil", "steward", PASSWORD, "Researcher@University.example.org")
+    enter(desk.site, "gil", "steward", PASSWORD, "Researcher@University.example.org")
     with pytest.raises(Denied, match="PEOPLE: .*is the study's researcher"):
         desk.approve("gil")
     desk.nothing_happened()

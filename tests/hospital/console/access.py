@@ -14,6 +14,10 @@ TABLE: dict[str, tuple[str, set[str], set[str]]] = {
     "provider-callback": ("/provider/callback/", {"GET"}, {NOBODY} | ALL),
     "logout": ("/logout/", {"POST"}, ALL),
     "password": ("/password/", {"GET", "POST"}, ALL),
+    "invitation": ("/invitation/", {"GET", "POST"}, {NOBODY} | ALL),
+    "invitation-code": ("/invitation/code/", {"GET"}, {NOBODY} | ALL),
+    "second-factor": ("/second-factor/", {"GET", "POST"}, ALL),
+    "confirm-second-factor": ("/second-factor/confirm/", {"POST"}, ALL),
     "cases": ("/cases/", {"GET"}, READERS),
     "case": ("/cases/{case}/", {"GET"}, READERS),
     "decide": ("/cases/{case}/decide/", {"POST"}, REVIEWERS),
@@ -44,5 +48,7 @@ TABLE: dict[str, tuple[str, set[str], set[str]]] = {
     "dataset": ("/datasets/heart/", {"GET"}, READERS),
     "people": ("/people/", {"GET"}, {ADMIN, AUDITOR}),
     "add-person": ("/people/add/", {"POST"}, {ADMIN}),
+    "invite-person": ("/people/invite/", {"POST"}, {ADMIN}),
+    "reset-second-factor": ("/people/second-factor/", {"POST"}, {ADMIN}),
     "deactivate-person": ("/people/deactivate/", {"POST"}, {ADMIN}),
 }

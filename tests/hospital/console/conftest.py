@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.test import Client
 
 from datasites.hospital.config import Home
-from datasites.hospital.people.accounts import enter_person
 from tests.hospital.console.providers import Liar, Real, configured, oidc
 from tests.hospital.desk import PASSWORD, Desk
+from tests.hospital.invited import enter
 
 #: Name of one person per role; `tests.hospital.desk.Desk` enters the first four.
 PEOPLE = {"steward": "ann", "privacy_officer": "bob", "auditor": "dee", "admin": "eva"}
@@ -32,7 +33,7 @@ class Console:
         client = Client(enforce_csrf_checks=csrf, raise_request_exception=False, SERVER_NAME="localhost")
         if name:
             user = get_user_model().objects.get(username=name)
-            client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+            client.force_login(user, backend=settings.PASSWORD_BACKEND)
         return client
 
     def seen(self, client: Client) -> dict[str, str]:
@@ -50,7 +51,7 @@ class Console:
 @pytest.fixture
 def console(database: Home, examined: dict[str, Any]) -> Console:
     desk = Desk(database, examined)
-    enter_person(desk.site, "eva", "admin", PASSWORD)
+    enter(desk.site, "eva", "admin", PASSWORD)
     return Console(desk)
 
 

@@ -26,6 +26,7 @@ from datasites.study.roster import Roster
 from policies.engine import Decision, Engine
 from policies.facts import Facts
 from tests.hospital.console.conftest import Console
+from tests.hospital.console.links import link_of, twice
 from tests.hospital.desk import PASSWORD
 from tests.study.entries import stranger
 
@@ -200,23 +201,6 @@ def test_failures_an_hour_apart_are_two_records_whatever_the_clock_did(
         monkeypatch.setattr(timezone, "now", lambda hours=hours: now + datetime.timedelta(hours=hours))
         sign_ins.failed(site, "sign_in_failed", "ann")
     assert [times for _, _, times in told_of_signing_in(console)[begins:]] == [1, 2, 1]
-
-
-def test_a_password_that_somebody_else_has_set_is_changed_before_anything_else(console: Console) -> None:
-    eva, first, own = console.client("eva"), "set by an admin, once", "chosen by fay alone"
-    values = {"name": "fay", "email": "fay@cleveland.example.org", "role": "steward", "new_password": first}
-    assert eva.post("/people/add/", {**values, "password": PASSWORD}).status_code == 302
-    fay = console.client()
-    assert fay.post("/login/", {"username": "fay", "password": first}).status_code == 302
-    for path in ("/cases/", f"/cases/{console.number}/", "/audit/"):
-        assert fay.get(path).headers["Location"] == "/password/"
-    assert fay.post("/studies/kill/", {"action": "kill", "reason": "x", "password": first}).status_code == 302
-    assert not compliance.is_killed(console.desk.site.home)
-    assert b"Somebody else has set your password" in fay.get("/password/").content
-    same = fay.post("/password/", {"password": first, "new_password": first, "again": first})
-    assert b"choose another one" in same.content
-    assert fay.post("/password/", {"password": first, "new_password": own, "again": own}).status_code == 302
-    assert fay.get("/cases/").status_code == 200
 
 
 def test_guessing_at_the_second_question_is_locked_out_too(console: Console) -> None:
@@ -459,8 +443,12 @@ def test_pause_resume_revoke_and_kill_from_the_console(console: Console) -> None
     assert ann.post(path, {"action": "resume", "reason": "answered"}).status_code == 403
     assert ann.post(path, {"action": "resume", "reason": "answered", "password": PASSWORD}).status_code == 302
     eva = console.client("eva")
+    unsure = eva.post("/studies/kill/", {"action": "kill", "reason": "incident"})
+    assert (unsure.status_code, b"Tick this box first" in unsure.content) == (400, True)
+    assert not compliance.is_killed(desk.site.home)
+    assert "killed" not in {record.kind for record in records(desk.site.home.audit)}
     try:
-        assert eva.post("/studies/kill/", {"action": "kill", "reason": "incident"}).status_code == 302
+        assert eva.post("/studies/kill/", {"action": "kill", "sure": "on", "reason": "incident"}).status_code == 302
         assert compliance.is_killed(desk.site.home)
         assert b"kill switch is on" in ann.get("/cases/").content
         off = {"action": "unkill", "reason": "over", "password": PASSWORD}
@@ -474,8 +462,8 @@ def test_pause_resume_revoke_and_kill_from_the_console(console: Console) -> None
 
 
 def test_an_admin_enters_people_and_shuts_them_out(console: Console) -> None:
-    eva = console.client("eva")
-    values = {"name": "fay", "role": "steward", "new_password": "a long first password", "password": PASSWORD}
+    eva, chosen = console.client("eva"), "chosen by fay alone"
+    values = {"name": "fay", "role": "steward", "password": PASSWORD}
     assert b"needs an e-mail address" in eva.post("/people/add/", values).content
     values["email"] = "fay@cleveland.example.org"
     assert (
@@ -483,10 +471,10 @@ def test_an_admin_enters_people_and_shuts_them_out(console: Console) -> None:
         in eva.post("/people/add/", {**values, "email": "ann@cleveland.example.org"}).content
     )
     assert eva.post("/people/add/", {**values, "password": "guess"}).status_code == 403
-    assert eva.post("/people/add/", {**values, "new_password": "short"}).status_code == 403
-    assert eva.post("/people/add/", values).status_code == 302
     fay = console.client()
-    assert fay.post("/login/", {"username": "fay", "password": "a long first password"}).status_code == 302
+    accepted = fay.post("/invitation/", {"code": link_of(eva.post("/people/add/", values)), **twice(chosen)})
+    assert accepted.headers["Location"] == "/login/"
+    assert fay.post("/login/", {"username": "fay", "password": chosen}).status_code == 302
     assert eva.post("/people/deactivate/", {"name": "fay", "password": PASSWORD}).status_code == 302
     assert fay.get("/cases/").status_code == 302
     assert eva.post("/people/deactivate/", {"name": "eva", "password": PASSWORD}).status_code == 403

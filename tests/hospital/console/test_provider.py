@@ -18,7 +18,7 @@ from datasites.hospital.models import ProviderSubject
 from datasites.hospital.people.accounts import PersonError, add_person, deactivate
 from datasites.study.audit_chain import records
 from tests.hospital.console.conftest import Console
-from tests.hospital.console.providers import ANN, CLIENT, PASSWORD, SECRET, Liar, Person, Real, configured, fresh, oidc
+from tests.hospital.console.providers import ANN, CLIENT, SECRET, Liar, Person, Real, configured, fresh, oidc
 
 # -- a real provider ---------------------------------------------------------------------------------------------------
 
@@ -56,7 +56,7 @@ def test_people_sign_in_at_the_provider_and_confirm_there(console: Console, real
         assert 'type="password"' not in page
         assert "keeps your password" in ann.here.get("/password/").content.decode()
 
-        ann.here.post("/studies/kill/", {"action": "kill", "reason": "drill"})
+        ann.here.post("/studies/kill/", {"action": "kill", "sure": "on", "reason": "drill"})
         assert compliance.is_killed(console.desk.site.home)
         widen = {"action": "unkill", "reason": "over"}
         refused = ann.here.post("/studies/kill/", widen)
@@ -70,7 +70,7 @@ def test_people_sign_in_at_the_provider_and_confirm_there(console: Console, real
         assert ann.here.post("/studies/kill/", widen).status_code == 302
         assert not compliance.is_killed(console.desk.site.home)
         # Once, and no more.
-        ann.here.post("/studies/kill/", {"action": "kill", "reason": "drill"})
+        ann.here.post("/studies/kill/", {"action": "kill", "sure": "on", "reason": "drill"})
         assert ann.here.post("/studies/kill/", widen).status_code == 403
         ann.sign_in("ann", "/provider/?again=1")
         assert ann.here.post("/studies/kill/", widen).status_code == 302
@@ -80,7 +80,7 @@ def test_people_sign_in_at_the_provider_and_confirm_there(console: Console, real
 def test_the_provider_lets_in_only_whom_an_admin_has_entered(console: Console, real: Real) -> None:
     with configured(oidc(real.base)):
         assert Person().sign_in("guest").status_code == 403  # not entered here
-        add_person("eva2", "auditor", None, "eva@cleveland.example.org")
+        add_person("eva2", "auditor", "eva@cleveland.example.org", by_provider=True)
         assert Person().sign_in("eva").status_code == 403  # her address is not verified there
         ann, bob = Person(), Person()
         ann.sign_in("ann")
@@ -250,13 +250,13 @@ def test_the_block_in_datasite_toml_is_read() -> None:
 
 def test_each_person_is_entered_once_and_reviewers_say_who_they_are(console: Console) -> None:
     with pytest.raises(PersonError, match="needs an e-mail address"):
-        add_person("fay", "steward", PASSWORD)
+        add_person("fay", "steward")
     with pytest.raises(PersonError, match="entered under another name"):
-        add_person("ann2", "privacy_officer", PASSWORD, "Ann@Cleveland.example.org")
+        add_person("ann2", "privacy_officer", "Ann@Cleveland.example.org")
     with pytest.raises(PersonError, match="already entered"):
-        add_person("ANN", "auditor", PASSWORD)
+        add_person("ANN", "auditor")
     with pytest.raises(PersonError, match="valid email"):
-        add_person("fay", "steward", PASSWORD, "not an address")
+        add_person("fay", "steward", "not an address")
     with pytest.raises(PersonError, match="other letters than ASCII"):
-        add_person("fay", "steward", PASSWORD, "fay@stra\u00dfe.example.org")  # strasse.example.org is somebody else's
-    add_person("fay@cleveland.example.org", "steward", PASSWORD)
+        add_person("fay", "steward", "fay@stra\u00dfe.example.org")  # strasse.example.org is somebody else's
+    add_person("fay@cleveland.example.org", "steward")

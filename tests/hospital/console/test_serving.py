@@ -104,7 +104,7 @@ def test_behind_a_proxy_the_deployment_check_finds_nothing(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.waits
-def test_init_shows_the_first_admins_password_once(tmp_path: Path) -> None:
+def test_init_shows_the_first_admins_invitation_once(tmp_path: Path) -> None:
     import re
 
     settings = tmp_path / "datasite.toml"
@@ -113,13 +113,17 @@ def test_init_shows_the_first_admins_password_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "datasites.cli"]
     done = subprocess.run([*command, "init", str(settings), "--home", str(home)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shown = re.search(r"sign in as admin with (\S+) \(shown once", done.stdout)
+    shown = re.search(r"^http://127\.0\.0\.1:8420/invitation/#(\S+)$", done.stdout, re.MULTILINE)
     assert shown is not None
-    password = shown[1]
-    assert len(password) >= 20
+    assert len(shown[1]) >= 32
     for file in home.rglob("*"):
-        assert not file.is_file() or password.encode() not in file.read_bytes(), file
-    arguments = ["kill", "--as", "admin", "--reason", "drill", "--password-stdin", "--home", str(home)]
+        assert not file.is_file() or shown[1].encode() not in file.read_bytes(), file
+    password, at = "a phrase of the admin's own", ["--password-stdin", "--home", str(home)]
+    done = subprocess.run(
+        [*command, "person", "accept", *at], input=f"{shown[0]}\n{password}\n", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    arguments = ["kill", "--as", "admin", "--reason", "drill", "--yes", *at]
     done = subprocess.run([*command, *arguments], input=password + "\n", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (home / "KILLED").exists()

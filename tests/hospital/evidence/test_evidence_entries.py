@@ -24,7 +24,7 @@ from datasites.hospital.doctor import examine
 from datasites.hospital.evidence import verify_bundle
 from datasites.hospital.evidence.bundle import build_bundle
 from datasites.hospital.evidence.export import export_evidence
-from datasites.hospital.people.accounts import PersonError, deactivate, enter_person, written_down
+from datasites.hospital.people.accounts import PersonError, deactivate, written_down
 from datasites.hospital.people.agreements import terminate_agreement
 from datasites.hospital.people.roster import revoke_party
 from datasites.privacy.accountant import epsilon_at_order
@@ -45,6 +45,7 @@ from tests.hospital import desk as review_desk
 from tests.hospital.conftest import log_pins
 from tests.hospital.desk import PASSWORD, Desk, by_hand
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
+from tests.hospital.invited import enter
 from tests.hospital.unequal import manifests
 from tests.policies.facts_of import OFFICER, STEWARD
 
@@ -355,7 +356,7 @@ def test_an_older_copy_of_the_roster_shows_as_one(desk: Desk) -> None:
 def test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database(desk: Desk) -> None:
     site, users = desk.site, get_user_model().objects
     for name, role in (("eve", "steward"), ("joe", "steward")):
-        enter_person(site, name, role, PASSWORD, f"{name}@example.org")
+        enter(site, name, role, PASSWORD, f"{name}@example.org")
     assert [check.state for check in examine(site, ["people"])] == ["ok"]
     with written_down(site, "person_deactivated", person="eve", by="command line"):
         deactivate("eve", by="")

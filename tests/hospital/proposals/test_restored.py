@@ -27,7 +27,7 @@ from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
 from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.models import BudgetFact, Case, LedgerEntry, Population, Round
-from datasites.hospital.people.accounts import PersonError, enter_person
+from datasites.hospital.people.accounts import PersonError
 from datasites.hospital.proposals import two_people
 from datasites.hospital.proposals.restored import LostStudy, hold_against
 from datasites.hospital.rounds import lifecycle
@@ -41,6 +41,7 @@ from datasites.study.audit_chain import PublicHead, records
 from datasites.study.errors import DatasitesError, InputError
 from tests.hospital.budget.accounts import ROUND, STUDY, WHOLE, Backup, restarted, spent
 from tests.hospital.desk import PASSWORD, Desk
+from tests.hospital.invited import enter
 from tests.hospital.proposals.restoring import (
     LOST,
     WholeHome,
@@ -109,12 +110,12 @@ def test_people_whom_a_lost_log_does_not_know_are_entered_again(desk: Desk) -> N
     lose_log_and_anchors(desk.site.home)
     site = restarted(desk.site)
     assert desk.login("ann").role == "steward"
-    enter_person(site, "eve", "steward", PASSWORD, "eve@example.org")
+    enter(site, "eve", "steward", PASSWORD, "eve@example.org")
     with pytest.raises(PersonError, match="ann was never entered, according to the log"):
         desk.login("ann")
     with pytest.raises(PersonError, match="already entered"):
-        enter_person(site, "ann", "privacy_officer", PASSWORD, "ann@cleveland.example.org")
-    enter_person(site, "ann", "steward", PASSWORD, "ann@cleveland.example.org")
+        enter(site, "ann", "privacy_officer", PASSWORD, "ann@cleveland.example.org")
+    enter(site, "ann", "steward", PASSWORD, "ann@cleveland.example.org")
     assert desk.login("ann").role == "steward"
 
 

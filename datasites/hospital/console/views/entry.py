@@ -1,7 +1,8 @@
-"""Signing in and out, one's own password, and the pages for what is not there."""
+"""Signing in and out, the first page, one's own password, and the pages for what is not there."""
 
 from __future__ import annotations
 
+import datetime
 import logging
 import sys
 from typing import Any
@@ -14,12 +15,24 @@ from django.core.exceptions import RequestDataTooBig, TooManyFieldsSent
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 
-from datasites.hospital.console.access import EVERYBODY, confirmed, page, refuse
+from datasites.hospital.console.access import (
+    ADMIN,
+    EVERYBODY,
+    LAST_VISIT,
+    SECOND_FACTOR,
+    confirmed,
+    last_visit,
+    page,
+    refuse,
+)
 from datasites.hospital.console.forms import ChangePassword, SignIn
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of, this_home
+from datasites.hospital.models import Case
 from datasites.hospital.outages import away
-from datasites.hospital.people.accounts import PersonError, change_password, must_change, written_down
+from datasites.hospital.people.accounts import PersonError, change_password
+from datasites.hospital.people.second_factor import device_of
 from datasites.hospital.people.sign_ins import signed_in, signed_out
+from datasites.hospital.people.visits import since
 
 AWAY = (
     "The datasite's database is unavailable. Open this page again in a moment; if you were about to change something, "
@@ -41,8 +54,13 @@ class _SignIn(LoginView):
         return "/"
 
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
+        user = form.get_user()
+        remember_last_visit, device = last_visit(user), device_of(user)
         response = super().form_valid(form)
-        signed_in(self.request.site, form.get_user().username)
+        self.request.session[LAST_VISIT] = remember_last_visit
+        if device is not None:
+            self.request.session[SECOND_FACTOR] = device.pk  # the form has taken a code of it
+        signed_in(self.request.site, user.username)
         return response
 
 
@@ -51,11 +69,17 @@ login = _SignIn.as_view()
 
 @page(EVERYBODY)
 def home(request: Any) -> HttpResponse:
-    """Redirect to the first page of the person's role."""
-    return redirect("people" if request.role == "admin" else "cases")
+    """Show what happened since the person's last visit, and where they go on."""
+    moment, is_admin = request.session.get(LAST_VISIT, ""), request.role == ADMIN
+    visit = None
+    if moment:
+        name = request.user.username
+        visit = since(request.site, name, datetime.datetime.fromisoformat(moment), accounts_only=is_admin)
+    waiting = 0 if is_admin else Case.objects.filter(state=Case.State.REVIEW).count()
+    return render(request, "console/home.html", {"visit": visit, "waiting": waiting})
 
 
-@page(EVERYBODY, ("POST",), also_first=True)
+@page(EVERYBODY, ("POST",), without_second_factor=True)
 def logout(request: Any) -> HttpResponse:
     """End the session."""
     name = request.user.username
@@ -64,7 +88,7 @@ def logout(request: Any) -> HttpResponse:
     return redirect("login")
 
 
-@page(EVERYBODY, ("GET", "POST"), also_first=True)
+@page(EVERYBODY, ("GET", "POST"))
 def password(request: Any) -> HttpResponse:
     """Change one's own password; other sessions of the person end with it."""
     if request.method == "POST" and not request.user.has_usable_password():
@@ -73,8 +97,7 @@ def password(request: Any) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         try:
             person = confirmed(request)
-            with written_down(request.site, "password_changed", person=person.name):
-                change_password(person.name, form.cleaned_data["new_password"])
+            change_password(request.site, person, form.cleaned_data["new_password"])
         except PersonError as error:
             form.add_error(None, str(error))
         else:
@@ -83,8 +106,7 @@ def password(request: Any) -> HttpResponse:
             messages.success(request, "Your password is changed.")
             return redirect("password")
     status = 400 if form.errors else 200
-    context = {"form": form, "first": must_change(request.user)}
-    return render(request, "console/password.html", context, status=status)
+    return render(request, "console/password.html", {"form": form}, status=status)
 
 
 def malformed(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
