@@ -51,6 +51,8 @@ _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/rounds/test_rou
 _ABSTAINING, _KEYS = "tests/hospital/rounds/test_abstaining.py", "tests/hospital/rounds/test_epoch_keys.py"
 _APART, _LOADS = "tests/hospital/isolated/test_process.py", "tests/hospital/test_what_a_service_loads.py"
 _REVIEW, _ATTACKS = "tests/hospital/cases/test_review.py", "tests/hospital/console/test_attacks.py"
+_INVITATIONS = "tests/hospital/people/test_invitations.py"
+_FACTORS, _SIGN_IN = "tests/hospital/people/test_second_factor.py", "tests/hospital/console/test_sign_in.py"
 
 MUTATIONS = (
     # What is added.
@@ -1558,9 +1560,9 @@ MUTATIONS = (
     ),
     Mutation(
         "people: the first admin is not logged",
-        "datasites/hospital/people/accounts.py",
-        '    enter_person(site, FIRST_ADMIN, "admin", password, first=True)\n',
-        '    add_person(FIRST_ADMIN, "admin", password)\n',
+        "datasites/hospital/people/invitations.py",
+        '    issued = enter_person(site, FIRST_ADMIN, "admin")\n',
+        '    add_person(FIRST_ADMIN, "admin")\n    issued = _issue(find(FIRST_ADMIN))\n',
         (f"{_ENTERED}::test_the_first_admin_is_logged_and_their_address_can_not_be_edited",),
     ),
     Mutation(
@@ -1993,7 +1995,7 @@ MUTATIONS = (
     ),
     Mutation(
         "log: somebody is logged before the database has them",
-        "datasites/hospital/people/accounts.py",
+        "datasites/hospital/people/invitations.py",
         "    # The database first: a record that somebody was entered may never stand without them.\n    commitment",
         '    site.audit.append("person_added", person=name)\n    commitment',
         ("tests/hospital/test_space.py",),
@@ -2124,11 +2126,60 @@ MUTATIONS = (
     ),
     # Who signs in.
     Mutation(
-        "people: a password that an admin has set is kept",
-        "datasites/hospital/people/accounts.py",
-        "        FirstPassword.objects.get_or_create(person=user)\n",
+        "people: an invitation is good more than once",
+        "datasites/hospital/people/invitations.py",
+        "        invitation.delete()\n",
         "        pass\n",
-        (f"{_ATTACKS}::test_a_password_that_somebody_else_has_set_is_changed_before_anything_else",),
+        (f"{_INVITATIONS}::test_it_is_good_once",),
+    ),
+    Mutation(
+        "people: the code of an invitation is kept",
+        "datasites/hospital/people/invitations.py",
+        'defaults={"digest": _digest(code), ',
+        'defaults={"digest": code, ',
+        (f"{_INVITATIONS}::test_its_secret_is_kept_nowhere",),
+    ),
+    Mutation(
+        "people: an invitation is good for ever",
+        "datasites/hospital/people/invitations.py",
+        "not now < found.ends_at <= now + GOOD_FOR or ",
+        "",
+        (f"{_INVITATIONS}::test_it_is_good_for_72_hours_whatever_the_clock_did",),
+    ),
+    Mutation(
+        "people: an older database's person keeps the password that it holds",
+        "datasites/hospital/people/invitations.py",
+        "            user.set_unusable_password()\n",
+        "            pass\n",
+        (f"{_ENTERED}::test_an_admin_of_a_version_that_did_not_log_them_is_entered_again_by_the_command_line",),
+    ),
+    Mutation(
+        "people: a password that is easy to guess is taken",
+        "datasites/hospital/people/passwords.py",
+        'if found["score"] < LEAST_SCORE:',
+        "if False:",
+        (f"{_INVITATIONS}::test_one_check_of_strength_knows_the_person_and_the_place",),
+    ),
+    Mutation(
+        "people: a second factor is not asked for",
+        "datasites/hospital/people/second_factor.py",
+        "return user if device is None or takes(device, token) else None",
+        "return user",
+        (f"{_FACTORS}::test_who_has_one_acts_only_with_a_code_that_was_not_used",),
+    ),
+    Mutation(
+        "people: who lacks the second factor that is demanded acts",
+        "datasites/hospital/people/second_factor.py",
+        "return is_required() and device_of(user) is None",
+        "return False",
+        (f"{_FACTORS}::test_where_it_is_demanded_nobody_acts_without",),
+    ),
+    Mutation(
+        "console: a session goes on that was begun without the second factor",
+        "datasites/hospital/console/access.py",
+        "if device is not None and request.session.get(SECOND_FACTOR) != device.pk:",
+        "if False:",
+        (f"{_SIGN_IN}::test_a_second_factor_is_set_up_and_asked_for_at_sign_in",),
     ),
     Mutation(
         "people: each failure to sign in is a record",

@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("hospital", "0010_approval_terms_and_details")]
+    dependencies = [("hospital", "0012_no_first_passwords")]
 
     operations = [
         migrations.CreateModel(
