@@ -1,14 +1,15 @@
 """One agreement: what it says, who entered it, who confirmed it, and when it is in force.
 
 Kinds: business associate agreement (BAA), data use agreement (DUA), IRB approval, expert determination, and risk
-acceptance (a hospital's own decision to do without a safeguard). Versions are frozen values; no I/O here.
+acceptance (a hospital's own decision to do without a safeguard). Versions are frozen values; no I/O here. What differs
+between two versions is said here too, field by field, for whoever compares them.
 """
 
 from __future__ import annotations
 
 import datetime
 import tomllib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -27,6 +28,35 @@ KIND_NAMES = {
     "irb": "IRB approval",
     "expert_determination": "expert determination",
     "risk_acceptance": "risk acceptance",
+}
+
+#: What each kind names beside its parties, dates and document; an agreement without it is refused.
+REQUIRED: dict[Kind, tuple[str, ...]] = {
+    "baa": ("services",),
+    "dua": ("purposes", "features"),
+    "irb": ("reference", "purposes", "features"),
+    "expert_determination": (),
+    "risk_acceptance": ("services",),
+}
+
+_INCOMPLETE: dict[Kind, str] = {
+    "baa": "a BAA names two parties or more, and the services it covers",
+    "dua": "a DUA names its purposes and the features that it permits",
+    "irb": "an IRB approval names its number (reference), its purposes and the features that it permits",
+    "risk_acceptance": "a risk acceptance names what it accepts in services",
+}
+
+#: What the fields of an agreement are called where people read them.
+FIELD_NAMES = {
+    "kind": "Kind",
+    "reference": "Number",
+    "parties": "Parties",
+    "services": "Services",
+    "purposes": "Purposes",
+    "features": "Features",
+    "effective": "First day",
+    "expires": "Last day",
+    "document": "SHA-256 of the document",
 }
 
 #: Service that a risk acceptance names to let rounds run without a sandbox.
@@ -63,17 +93,9 @@ class AgreementTerms(Agreed):
     def _complete(self) -> Self:
         if self.expires < self.effective:
             raise ValueError(f"agreement {self.id}: it expires before it takes effect; check both dates")
-        if self.kind == "baa" and (not self.services or len(self.parties) < 2):
-            raise ValueError(f"agreement {self.id}: a BAA names two parties or more, and the services it covers")
-        if self.kind == "irb" and not (self.reference and self.purposes and self.features):
-            raise ValueError(
-                f"agreement {self.id}: an IRB approval names its number (reference), its purposes and the features "
-                "that it permits"
-            )
-        if self.kind == "dua" and not (self.purposes and self.features):
-            raise ValueError(f"agreement {self.id}: a DUA names its purposes and the features that it permits")
-        if self.kind == "risk_acceptance" and not self.services:
-            raise ValueError(f"agreement {self.id}: a risk acceptance names what it accepts in services")
+        lacks = any(not getattr(self, field) for field in REQUIRED[self.kind])
+        if lacks or (self.kind == "baa" and len(self.parties) < 2):
+            raise ValueError(f"agreement {self.id}: {_INCOMPLETE[self.kind]}")
         return self
 
 
@@ -135,6 +157,48 @@ def read_agreements(text: str) -> tuple[AgreementTerms, ...]:
             name = entry.get("id", "without an id") if isinstance(entry, dict) else "not a table"
             raise RegistryError(f"agreements: entry {number} ({name}): {first_problem(error)}") from error
     return tuple(read)
+
+
+class TermChange(NamedTuple):
+    """One field that differs. before, after: its values; of several values also which were taken out, and which added.
+
+    Nothing stands before in an agreement that is entered for the first time.
+    """
+
+    field: str
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What people call the field."""
+        return FIELD_NAMES[self.field]
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """Values that are there no more."""
+        return tuple(value for value in self.before if value not in self.after)
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Values that were not there before."""
+        return tuple(value for value in self.after if value not in self.before)
+
+
+def term_changes(before: AgreementTerms | None, after: AgreementTerms) -> tuple[TermChange, ...]:
+    """Return every field that differs between two versions of one agreement; all that is stated, where none is before.
+
+    A value that is written otherwise counts as another one, also where policies take both for the same.
+    """
+    changes = (
+        TermChange(field, _values(getattr(before, field, ())), _values(getattr(after, field))) for field in FIELD_NAMES
+    )
+    return tuple(change for change in changes if change.before != change.after)
+
+
+def _values(value: Any) -> tuple[str, ...]:
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(str(one) for one in values if one != "")
 
 
 def first_problem(error: ValidationError) -> str:

@@ -22,21 +22,29 @@ from datasites.study.identity import identity_key, same_identity, written_twice
 from datasites.study.manifest import Name, ServiceEntry
 from datasites.study.visible import require_plain
 from policies.agreements import (
+    FIELD_NAMES,
     KIND_NAMES,
     NO_SANDBOX,
+    REQUIRED,
     Agreement,
     AgreementTerms,
     Kind,
     Organisation,
     Person,
     RegistryError,
+    TermChange,
     first_problem,
     read_agreements,
+    term_changes,
 )
 
 __all__ = [
+    "FIELD_NAMES",
     "KIND_NAMES",
     "NO_SANDBOX",
+    "REQUIRED",
+    "SOON_DAYS",
+    "STANDING_NAMES",
     "Agreement",
     "Expiry",
     "Kind",
@@ -45,9 +53,29 @@ __all__ = [
     "Registry",
     "RegistryError",
     "RegistryFile",
+    "Standing",
+    "TermChange",
     "AgreementTerms",
+    "first_problem",
     "read_agreements",
+    "term_changes",
 ]
+
+#: Before the end of an agreement people are warned for so many days.
+SOON_DAYS = 60
+
+#: How a version stands on a day.
+Standing = Literal["in_force", "waiting", "later", "expired", "ended", "replaced", "not_a_party"]
+
+STANDING_NAMES: dict[Standing, str] = {
+    "in_force": "in force",
+    "waiting": "unconfirmed",
+    "later": "not in force yet",
+    "expired": "expired",
+    "ended": "terminated",
+    "replaced": "replaced",
+    "not_a_party": "this hospital is not a party",
+}
 
 
 class Expiry(Agreed):
@@ -86,6 +114,35 @@ class Registry(Agreed):
             known = ", ".join(sorted({a.terms.id for a in self.agreements})) or "none"
             raise RegistryError(f"registry: no agreement {id!r}; known: {known}")
         return versions[-1]
+
+    def versions(self, id: str) -> tuple[Agreement, ...]:
+        """Return all versions, oldest first; none where there is no such agreement."""
+        return tuple(a for a in self.agreements if a.terms.id == id)
+
+    def confirmed_before(self, id: str, version: int | None = None) -> Agreement | None:
+        """Return the newest confirmed version before this one (before a next one), or None.
+
+        A version is compared with that and never with one that nobody confirmed: what such a one widened would not
+        show in the difference to it, and a second person would confirm it unseen.
+        """
+        confirmed = [a for a in self.versions(id) if a.confirmed_by is not None]
+        return next((a for a in reversed(confirmed) if version is None or a.version < version), None)
+
+    def standing(self, agreement: Agreement, on: datetime.date) -> Standing:
+        """Say how one of these versions stands on a day; `in_force` exactly where `in_force` lists it."""
+        if agreement in self.in_force(on):
+            return "in_force"
+        if agreement.terminated_on is not None and agreement.terminated_on <= on:
+            return "ended"
+        later = [a for a in self.versions(agreement.terms.id) if a.version > agreement.version]
+        if not agreement.confirmed(on):
+            return "replaced" if later else "waiting"
+        begun = max(on, agreement.terms.effective)
+        if any(a.confirmed(on) and a.terms.effective <= begun for a in later):
+            return "replaced"
+        if agreement.terms.expires < on:
+            return "expired"
+        return "later" if is_party(self.organisation, agreement) else "not_a_party"
 
     def enter(self, terms: AgreementTerms, by: str, on: datetime.date) -> Registry:
         """Enter a new agreement, or the next version of one. It counts for nothing until somebody else confirms it.
@@ -215,7 +272,7 @@ class Registry(Agreed):
         }
         return tuple(a for a in self.agreements if a.terms.id in bear)
 
-    def expiring(self, on: datetime.date, within_days: int = 60) -> tuple[Expiry, ...]:
+    def expiring(self, on: datetime.date, within_days: int = SOON_DAYS) -> tuple[Expiry, ...]:
         """Return agreements in force that end within `within_days`, soonest first."""
         warnings = [
             Expiry(
