@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from django.db import IntegrityError, transaction
+from pydantic import ValidationError
 
 from datasites.hospital.audit.bindings import bind, party_content
 from datasites.hospital.audit.entered import pinned_by_hand, require_proposed, tell
@@ -32,7 +33,7 @@ from datasites.hospital.models import PartyProposal
 from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
 from datasites.hospital.people.second_person import settle_entry, waiting_entry
 from datasites.hospital.site import Site
-from datasites.study.errors import InputError
+from datasites.study.errors import InputError, describe_validation
 from datasites.study.files import held
 from datasites.study.identity import IdentityError, same_identity
 from datasites.study.roster import HandOver, Roster, RosterEntry
@@ -45,10 +46,7 @@ def propose_party(site: Site, person: Actor, entry_json: str) -> PartyProposal:
     Raises `InputError` for text that is no entry, `IdentityError` where the roster would refuse it, `ReviewError`.
     """
     _check_role(person)
-    try:
-        entry = RosterEntry.model_validate(json.loads(entry_json))
-    except (ValueError, RecursionError) as error:
-        raise InputError("roster entry: not the text of a party's roster-entry.json; ask them for it again") from error
+    entry = read_entry(entry_json)
     _check_complete(entry)
     _require_unspent(site, entry)
     roster = Roster.load(site.home.roster)
@@ -64,6 +62,17 @@ def propose_party(site: Site, person: Actor, entry_json: str) -> PartyProposal:
     except IntegrityError as error:
         raise ReviewError(f"party {entry.email}: another entry waits already; pin it or withdraw it first") from error
     return proposal
+
+
+def read_entry(entry_json: str) -> RosterEntry:
+    """Read a party's roster-entry.json; raises `InputError`, which names the key that is wrong."""
+    try:
+        return RosterEntry.model_validate(json.loads(entry_json))
+    except ValidationError as error:
+        wrong = describe_validation(error, RosterEntry, quote=False)
+        raise InputError(f"roster entry: {wrong}; ask the party for its roster-entry.json again") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError("roster entry: not the text of a party's roster-entry.json; ask them for it again") from error
 
 
 def pin_party(site: Site, person: Actor, entry_id: int, fingerprint: str) -> RosterEntry:
