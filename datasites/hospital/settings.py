@@ -198,4 +198,8 @@ SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = 512 * 1024
-DATA_UPLOAD_MAX_NUMBER_FIELDS = 100
+# Features of an agreement are picked one by one.
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000
+DATA_UPLOAD_MAX_NUMBER_FILES = 2
+# Whatever file is sent to whatever page is hashed as it passes; only the text of a small one reaches a view.
+FILE_UPLOAD_HANDLERS = ["datasites.hospital.console.uploads.HashingHandler"]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datasites.hospital.config import ConsoleSettings
+from datasites.hospital.console.uploads import bounded
 from datasites.study.errors import InputError
 
 STOP_SECONDS = 10.0
@@ -52,7 +53,7 @@ def serving(settings: ConsoleSettings) -> Iterator[str]:
         warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous iterators")
         server = uvicorn.Server(
             uvicorn.Config(
-                ASGIHandler(),
+                bounded(ASGIHandler()),
                 log_config=None,
                 log_level="warning",
                 access_log=False,
