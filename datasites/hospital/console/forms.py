@@ -9,11 +9,13 @@ from django import forms
 from django.conf import settings
 from django.contrib.auth import authenticate
 from django.contrib.auth.forms import AuthenticationForm
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxLengthValidator, ProhibitNullCharactersValidator
 
 from datasites.hospital.cases.inbox import ORDERS
 from datasites.hospital.cases.review import LONGEST_MESSAGE
 from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
+from datasites.hospital.console.uploads import HashedFile, text_of
 from datasites.hospital.models import Case
 from datasites.hospital.people.passwords import LONGEST
 
@@ -212,14 +214,6 @@ class AgreementText(forms.Form):
     )
 
 
-class ConfirmAgreement(forms.Form):
-    """A version of an agreement that a second person has compared with the document."""
-
-    id = forms.RegexField(r"^[a-z0-9_-]{1,64}$", widget=forms.HiddenInput)
-    version = forms.IntegerField(min_value=1, max_value=1_000_000, widget=forms.HiddenInput)
-    password = Password(label="Your password")
-
-
 class TerminateAgreement(forms.Form):
     """An agreement to terminate today."""
 
@@ -228,14 +222,37 @@ class TerminateAgreement(forms.Form):
 
 
 class ProposeParty(forms.Form):
-    """Another party's roster entry."""
+    """Another party's roster entry, chosen as a file or pasted. Shown again, the form has the file's text."""
 
+    entry_file = forms.FileField(required=False, label="The party's roster-entry.json")
     entry = forms.CharField(
         max_length=10_000,
+        required=False,
         widget=forms.Textarea(attrs={"rows": 6, "spellcheck": "false", "class": "code"}),
-        label="The party's roster-entry.json",
+        label="Or its text",
         help_text="Read by people here, and in evidence bundles by whoever is given one.",
     )
+
+    def __init__(self, data: Any = None, files: Any = None, **options: Any) -> None:
+        self._unread, file = "", files.get("entry_file") if files else None
+        if isinstance(file, HashedFile) and file.size:
+            try:
+                text = text_of(file)
+            except ValidationError as error:
+                self._unread = str(error.message)
+            else:
+                data = data.copy()
+                data["entry"] = text
+        super().__init__(data, files, **options)
+
+    def clean(self) -> dict[str, Any]:
+        """Require a file that is text, or a text."""
+        data = super().clean() or {}
+        if self._unread:
+            self.add_error("entry_file", self._unread)
+        elif not data.get("entry") and not self.errors:
+            self.add_error("entry_file", "Choose the file that the party has sent, or paste its text below.")
+        return data
 
 
 class DecideParty(forms.Form):

@@ -168,7 +168,7 @@ def reader(user: AbstractUser) -> Actor | None:
 
 def find_reader(name: str) -> Actor:
     """Return the person with this name as one who reads; raises `PersonError`."""
-    found = reader(_find(name))
+    found = reader(find(name))
     if found is None:
         raise PersonError(f"person {name}: has no role; an admin must give one")
     return found

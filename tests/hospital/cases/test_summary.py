@@ -15,10 +15,11 @@ from datasites.hospital.cases.inbox import cases_for, waiting_for
 from datasites.hospital.cases.summary import Upkeep, bring_up_to_date, outdated
 from datasites.hospital.config import Home
 from datasites.hospital.models import BudgetFact, Case, CaseSummary, PolicyDecision, Population
-from datasites.hospital.people.accounts import deactivate, enter_person, find_reader
+from datasites.hospital.people.accounts import deactivate, find_reader
 from datasites.study.dates import today
 from datasites.study.roster import Roster
 from tests.hospital.desk import PASSWORD, Desk
+from tests.hospital.invited import enter
 from tests.polling import until
 
 
@@ -98,7 +99,7 @@ CHANGES: dict[str, Callable[[Desk], None]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_it_rests_on_brings_it_up_to_date(desk: Desk, change: Callable[[Desk], None]) -> None:
     home = desk.site.home
-    enter_person(desk.site, "eva", "admin", PASSWORD)
+    enter(desk.site, "eva", "admin", PASSWORD)
     desk.agree()
     bring_up_to_date(home)
     assert outdated(home) == []
@@ -162,7 +163,7 @@ def test_a_failed_rehearsal_never_looks_healthy(desk: Desk) -> None:
 
 def test_where_nobody_is_entered_who_may_approve_that_is_the_reason(desk: Desk) -> None:
     desk.agree()
-    enter_person(desk.site, "eva", "admin", PASSWORD)
+    enter(desk.site, "eva", "admin", PASSWORD)
     for name in ("ann", "cyd", "bob"):
         deactivate(name, "eva")
     bring_up_to_date(desk.site.home)

@@ -17,7 +17,8 @@ from tests.hospital.desk import PASSWORD, values_of
 FIELDS = [
     "action", "again", "before", "document", "email", "entry", "epsilon", "fingerprint", "hash", "id", "kind", "name",
     "code", "new_password", "page", "password", "rate", "reason", "role", "rounds", "seen", "show", "steps", "text",
-    "username", "verdict", "version", "contains", "next", "sure",
+    "username", "verdict", "version", "contains", "next", "sure", "step", "terms", "after", "effective", "expires",
+    "reference", "parties", "services", "purposes", "features", "other_parties", "other_features", "state", "order",
 ]  # fmt: skip
 #: Near misses get further than noise does.
 WORDS = st.one_of(
@@ -26,7 +27,8 @@ WORDS = st.one_of(
         ["approve", "reject", "pause", "resume", "revoke", "pin", "withdraw", "baa-storage", "1", "2", "0" * 64, "-1",
          "1e308", "nan", "inf", "99999999999999999999", "ann", "steward", PASSWORD, "heart", "\x00", "{}", "[]",
          '{"email": 1}', "[" * 2000, "[[agreement]]", "[[agreement]]\nid = []", "datasite@va.example.org", "opened",
-         "https://evil.example/", "\ud7ff\uffff", "open", "x" * 3000]
+         "https://evil.example/", "\ud7ff\uffff", "open", "x" * 3000, "preview", "change", "enter", "compare",
+         "2026-01-01", "9999-12-31"]
     ),
 )  # fmt: skip
 ADDRESSES = [(name, method) for name, (_, methods, _) in sorted(TABLE.items()) for method in sorted(methods)]
@@ -91,6 +93,10 @@ def test_each_page_asks_a_bounded_number_of_questions(crowded: Console) -> None:
         "/budget/": 16,
         "/budget/heart/": 20,
         "/agreements/": 5,
+        "/agreements/new/baa/": 6,
+        "/agreements/enter/": 5,
+        "/agreements/id/irb/": 6,
+        "/agreements/id/irb/new-version/": 6,
         "/roster/": 6,
         "/audit/": 5,
         "/datasets/": 5,

@@ -83,6 +83,8 @@ def look(browser: Browser, number: int, second: int) -> None:
         "budget": "/budget/",
         "dataset-budget": "/budget/heart/?epsilon=1&rounds=5&steps=2&rate=0.1",
         "agreements": "/agreements/",
+        "agreement": "/agreements/id/irb/",
+        "agreement-form": "/agreements/new/irb/",
         "roster": "/roster/",
         "audit": "/audit/",
         "datasets": "/datasets/",
