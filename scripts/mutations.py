@@ -1494,6 +1494,50 @@ MUTATIONS = (
         (f"{_ENTERED}::test_who_confirms_confirms_what_was_entered",),
     ),
     Mutation(
+        "agreements: a version is compared with one that nobody confirmed",
+        "policies/registry.py",
+        "confirmed = [a for a in self.versions(id) if a.confirmed_by is not None]",
+        "confirmed = list(self.versions(id))",
+        (
+            "tests/policies/test_grounds.py",
+            "-k",
+            "test_a_version_is_compared_with_one_that_people_confirmed_and_never_with_one_in_between",
+        ),
+    ),
+    Mutation(
+        "agreements: another document than was entered is confirmed",
+        "datasites/hospital/people/agreements.py",
+        "        if document:\n",
+        "        if False:\n",
+        ("tests/cli/test_agreements.py::test_a_document_that_is_another_one_is_not_confirmed",),
+    ),
+    Mutation(
+        "agreements: a stale preview is entered over a newer version",
+        "datasites/hospital/people/agreements.py",
+        "    if newest != after:\n",
+        "    if False:\n",
+        (
+            "tests/hospital/console/test_agreement_forms.py"
+            "::test_an_id_that_is_taken_is_said_at_the_id_and_a_stale_preview_enters_nothing",
+        ),
+    ),
+    Mutation(
+        "console: a file that is sent is written to a temporary folder",
+        "datasites/hospital/settings.py",
+        'FILE_UPLOAD_HANDLERS = ["datasites.hospital.console.uploads.HashingHandler"]',
+        'FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]',
+        ("tests/hospital/console/test_agreement_forms.py::test_no_file_that_is_sent_to_any_page_is_written",),
+    ),
+    Mutation(
+        "console: a request of any size is spooled to the disk",
+        "datasites/hospital/console/server.py",
+        "bounded(ASGIHandler()),",
+        "ASGIHandler(),",
+        (
+            "tests/hospital/console/test_agreement_forms.py::test_a_request_that_is_too_large_is_refused_before_it_is_read",
+        ),
+    ),
+    Mutation(
         "agreements: an edited opening opens another content",
         "datasites/hospital/audit/bindings.py",
         "    return [commit(salt, content) for salt in salts if len(salt) == SALT_BYTES] == [commitment]\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,51 @@ def test_what_was_not_entered_is_not_confirmed_and_not_ended(datasites: CommandL
         assert line[1] in datasites.refuses("agreements", *line, by="bob")
     datasites.does("agreements", "confirm", "irb", 1, by="bob")
     assert "irb" in datasites.refuses("agreements", "confirm", "irb", 1, by="cyd"), "once is enough"
+
+
+def test_what_a_file_would_change_is_shown_and_nothing_is_entered(datasites: CommandLine, file: Path) -> None:
+    datasites.does("agreements", "import", file, by="ann")
+    datasites.does("agreements", "confirm", "baa-storage", 1, by="bob")
+    file.write_text(file.read_text().replace('services = ["transport"]', 'services = ["transport", "aggregation"]'))
+    before = registry(datasites)
+    shown = datasites.does("agreements", "preview", file).printed
+    assert "baa-storage version 2, unconfirmed: differs from version 1" in shown
+    assert "Services: transport -> aggregation, transport" in shown
+    assert registry(datasites) == before
+    datasites.does("agreements", "import", file, by="ann")
+    shown = datasites.does("agreements", "show", "baa-storage").printed
+    assert "version 1: in force; entered by ann" in shown
+    assert "version 2: unconfirmed" in shown
+    assert "Services: transport -> aggregation, transport" in shown
+    assert "there is nothing to enter" in datasites.does("agreements", "preview", file).printed
+    file.write_text("not = [toml")
+    assert "TOML" in datasites.refuses("agreements", "preview", file)
+    assert "known: baa-storage" in datasites.refuses("agreements", "show", "another")
+
+
+def test_a_document_that_is_another_one_is_not_confirmed(datasites: CommandLine, file: Path, tmp_path: Path) -> None:
+    signed, other = tmp_path / "signed.pdf", tmp_path / "other.pdf"
+    signed.write_bytes(b"signed")
+    other.write_bytes(b"a draft")
+    file.write_text(file.read_text().replace("ab" * 32, hashlib.sha256(b"signed").hexdigest()))
+    datasites.does("agreements", "import", file, by="ann")
+    confirm = ("agreements", "confirm", "irb", 1, "--document")
+    assert "from another document" in datasites.refuses(*confirm, other, by="bob")
+    assert "cannot be read" in datasites.refuses(*confirm, tmp_path / "missing", by="bob")
+    datasites.does(*confirm, signed, by="bob")
+    assert states(datasites)["irb"] == "in force"
+
+
+def test_an_agreement_on_which_no_study_rests_is_called_unused(datasites: CommandLine, file: Path) -> None:
+    file.write_text(file.read_text().replace("IRB-2026-017", "IRB-OTHER").replace("Storage Provider", "Somebody"))
+    datasites.does("agreements", "import", file, by="ann")
+    for id in IDS:
+        datasites.does("agreements", "confirm", id, 1, by="bob")
+    rows = {line.split()[0]: line for line in datasites.does("agreements", "list").lines if line.split()}
+    assert {id: "unused" in rows[id] for id in IDS} == {"baa-storage": True, "baa-university": False, "irb": True}
+    assert "Unused" in datasites.does("agreements", "show", "irb").printed
+    shown = datasites.does("agreements", "show", "baa-university").printed
+    assert "University may no longer run aggregation, model_distribution" in shown
 
 
 @pytest.mark.parametrize("document", ["baa_schedule", "irb_section", "data_protection_summary"])

@@ -42,6 +42,8 @@ SHOWS = {
     "person list",
     "roster show",
     "agreements list",
+    "agreements show",
+    "agreements preview",
     "agreements draft",
     "budget show",
     "budget history",
