@@ -1499,9 +1499,8 @@ MUTATIONS = (
         "confirmed = [a for a in self.versions(id) if a.confirmed_by is not None]",
         "confirmed = list(self.versions(id))",
         (
-            "tests/policies/test_grounds.py",
-            "-k",
-            "test_a_version_is_compared_with_one_that_people_confirmed_and_never_with_one_in_between",
+            "tests/policies/test_grounds.py"
+            "::test_a_version_is_compared_with_one_that_people_confirmed_and_never_with_one_in_between",
         ),
     ),
     Mutation(
