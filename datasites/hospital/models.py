@@ -76,7 +76,7 @@ class CaseSummary(models.Model):
     of what that follows from.
     """
 
-    case = models.OneToOneField(Case, on_delete=models.PROTECT, related_name="summary")
+    case = models.OneToOneField(Case, on_delete=models.CASCADE, related_name="summary")
     title = models.CharField(max_length=200)
     organisation = models.CharField(max_length=120, blank=True)
     purpose = models.CharField(max_length=64, blank=True)

@@ -18,7 +18,7 @@ class Migration(migrations.Migration):
                 ("at", models.DateTimeField(auto_now=True)),
                 (
                     "case",
-                    models.OneToOneField(on_delete=models.PROTECT, related_name="summary", to="hospital.case"),
+                    models.OneToOneField(on_delete=models.CASCADE, related_name="summary", to="hospital.case"),
                 ),
             ],
         ),
