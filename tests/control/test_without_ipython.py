@@ -8,10 +8,7 @@ from pathlib import Path
 
 from datasites.control.without_ipython import TAKEN
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
-ROOM = ROOT / "datasites" / "transport"
 PYSYFT = ("syft", "syft_rds", "syft_job", "syft_datasets", "syft_perms", "syft_notebook_ui", "syft_crypto_python")
 
 
@@ -68,9 +65,13 @@ def test_the_stand_in_holds_what_this_pysyft_takes_of_ipython_and_no_more() -> N
     assert taken == [("IPython.display", *TAKEN)], "PySyft takes something else: see `without_ipython`"
 
 
-@pytest.mark.parametrize("path", sorted(ROOM.glob("*.py")), ids=lambda path: path.name)
-def test_whoever_imports_pysyft_has_stood_in_before(path: Path) -> None:
-    modules = [module for module, _ in imports_of(path)]
-    first = next((place for place, name in enumerate(modules) if name.partition(".")[0] in PYSYFT), None)
-    if first is not None:
-        assert "datasites.control.without_ipython" in modules[:first]
+def test_whoever_imports_pysyft_has_stood_in_before() -> None:
+    importing = []
+    for path in sorted((ROOT / "datasites").rglob("*.py")):
+        modules = [module for module, _ in imports_of(path)]
+        first = next((place for place, name in enumerate(modules) if name.partition(".")[0] in PYSYFT), None)
+        if first is not None:
+            importing.append(path.parent.name)
+            assert "datasites.control.without_ipython" in modules[:first], path
+    assert len(importing) >= 5
+    assert set(importing) == {"control"}

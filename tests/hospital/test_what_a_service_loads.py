@@ -31,7 +31,7 @@ APART = {
 
 #: Makes a home, serves it until it is ready, and prints what is loaded then.
 SERVE = """
-import json, os, shutil, signal, sys, threading, time
+import json, os, shutil, signal, sys, threading, time, urllib.request
 from pathlib import Path
 
 furnished, home = map(Path, sys.argv[1:3])
@@ -39,6 +39,8 @@ furnished, home = map(Path, sys.argv[1:3])
 def look():
     while not (home / "run" / "ready.json").exists():
         time.sleep(0.05)
+    console = json.loads((home / "run" / "ready.json").read_bytes())["console"]
+    assert urllib.request.urlopen(console + "login/").status == 200  # the first page loads all views
     print(json.dumps(sorted(sys.modules)), flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -48,18 +50,18 @@ initialise(home, sys.stdin.read())
 shutil.copytree(furnished / "data", home / "data")
 shutil.copy(furnished / "mapping.toml", home)
 threading.Thread(target=look, daemon=True).start()
-sys.argv[1:] = ["serve", "--home", str(home), "--no-console"]
+sys.argv[1:] = ["serve", "--home", str(home)]
 main()
 """
 
 
 @pytest.fixture(scope="module")
 def loaded(furnished: Home, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Modules of a service that is ready, in a home with a dataset."""
+    """Modules of a service that is ready and has shown a page of its console, in a home with a dataset."""
     folder = tmp_path_factory.mktemp("serving")
     done = subprocess.run(
         [sys.executable, "-c", SERVE, str(furnished.root), str(folder / "home")],
-        input=SETTINGS.format(store=folder / "store", database="sqlite"),
+        input=SETTINGS.format(store=folder / "store", database="sqlite") + "\n[console]\nport = 0\n",
         capture_output=True, text=True, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert done.stdout, done.stderr
@@ -68,7 +70,7 @@ def loaded(furnished: Home, tmp_path_factory: pytest.TempPathFactory) -> set[str
 
 @pytest.mark.parametrize("library", sorted(NOT_LOADED))
 def test_a_service_idles_without(library: str, loaded: set[str]) -> None:
-    assert "datasites.hospital.service" in loaded
+    assert {"datasites.hospital.service", "datasites.hospital.console.views.cases"} <= loaded
     assert sorted(name for name in loaded if name.partition(".")[0] == library) == []
 
 
