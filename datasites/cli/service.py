@@ -24,7 +24,7 @@ from datasites.cli.terminal import (
     out,
 )
 from datasites.enclave import cgroup
-from datasites.study.errors import DatasitesError
+from datasites.study.errors import DatasitesError, InputError
 from datasites.study.roster import RosterEntry
 
 commands = typer.Typer()
@@ -95,9 +95,7 @@ def kill(
         from datasites.hospital.rounds import lifecycle
 
         if not yes and (password_stdin or not typer.confirm("Stop all studies of this datasite?")):
-            raise DatasitesError(
-                "kill switch: not confirmed, so nothing was stopped; give the command again with --yes"
-            )
+            raise InputError("kill switch: not confirmed, so nothing was stopped; give the command again with --yes")
         lifecycle.kill(site, person, reason)
     out.print("the kill switch is on; `datasites unkill` switches it off")
 

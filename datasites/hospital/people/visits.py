@@ -58,12 +58,12 @@ _SUBJECTS = ("case", "agreement", "email", "subject")
 
 @dataclass(frozen=True)
 class Event:
-    """What somebody did, and when; case is its number, 0 for none."""
+    """What somebody did, and when; 0 without a case."""
 
     at: datetime.datetime
     who: str
     what: str
-    case: int = 0
+    case_id: int = 0
 
 
 @dataclass(frozen=True)

@@ -335,5 +335,5 @@ def _foreseen(newest: Sequence[Round]) -> str:
         f"{gap:.0f} seconds" if gap < 120 else f"{gap / 60:.0f} minutes" if gap < 7200 else f"{gap / 3600:.0f} hours"
     )
     if at < timezone.now():
-        return f"The last rounds began about {apart} apart, so it is due since {at:%Y-%m-%d %H:%M} UTC."
+        return f"The last rounds began about {apart} apart, so it has been due since {at:%Y-%m-%d %H:%M} UTC."
     return f"The last rounds began about {apart} apart, so it is to be expected at about {at:%Y-%m-%d %H:%M} UTC."

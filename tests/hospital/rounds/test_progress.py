@@ -127,7 +127,7 @@ def test_what_comes_next_is_said_with_when(desk: Desk) -> None:
     assert "No round begins after 20" in words
     for r in Round.objects.all():
         Round.objects.filter(pk=r.pk).update(at=r.at - datetime.timedelta(days=1))
-    assert "so it is due since" in progress(home, row).next
+    assert "so it has been due since" in progress(home, row).next
     rounds(row, range(4, 5), Round.State.CHARGED)
     assert "This hospital trains now, for round 4." in progress(home, row).next
     Round.objects.filter(round=4).update(state=Round.State.RELEASED)

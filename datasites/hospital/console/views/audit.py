@@ -30,13 +30,14 @@ _ABOUT = ("case", "study")
 
 @dataclass(frozen=True)
 class AuditLine:
-    """One record as the page shows it. case, study: ids of the case and the study's page that it is about, or None."""
+    """One record as the page shows it. case_id: of the case that it names; study_case_id: of the
+    case whose study it is about; None without."""
 
     record: LogRecord
     people: str
     brief: str
-    case: int | None
-    study: int | None
+    case_id: int | None
+    study_case_id: int | None
 
 
 @page(READERS)
@@ -74,8 +75,8 @@ def _lines(records: Iterable[LogRecord]) -> list[AuditLine]:
             record=r,
             people=", ".join(people_of(r)),
             brief=_brief(r),
-            case=r.fields["case"] if type(r.fields.get("case")) is int and r.fields["case"] > 0 else None,
-            study=studies.get(str(r.fields.get("study"))),
+            case_id=r.fields["case"] if type(r.fields.get("case")) is int and r.fields["case"] > 0 else None,
+            study_case_id=studies.get(str(r.fields.get("study"))),
         )
         for r in records
     ]
